@@ -1,0 +1,9 @@
+"""What an experiment is: frozen dataclasses and one module per experiment.
+
+This package holds data only and imports nothing but the standard library.
+"""
+
+from configs.errors import InputError
+from configs.schema import ExperimentConfig, SamplerConfig
+
+__all__ = ["ExperimentConfig", "InputError", "SamplerConfig"]

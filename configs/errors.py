@@ -1,0 +1,33 @@
+"""The one exception that means: the input is at fault, not the program.
+
+Every check of user input raises `InputError` with a single line that says what was
+given, what is allowed and what to do next.  Entry modules print that line behind
+``error:`` and exit with status 2; library callers see an ordinary `ValueError`.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["InputError", "choice_error"]
+
+
+class InputError(ValueError):
+    """A mistake in what the caller gave; its text is one line that teaches."""
+
+
+def choice_error(kind: str, given: str, allowed: Iterable[str]) -> InputError:
+    """Return the error for a name that is not among the allowed ones.
+
+    Args:
+        kind: What the name stands for, such as ``"solver"``.
+        given: What the user wrote.
+        allowed: Every name that would have been accepted.
+
+    Returns:
+        An `InputError` such as ``unknown solver 'hune'; did you mean 'heun'?``; where
+        nothing is close, it lists what is allowed.
+    """
+    names = sorted(allowed)
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(names)}"
+    return InputError(f"unknown {kind} '{given}'; {hint}")

@@ -1,0 +1,38 @@
+"""Files that are either whole or absent.
+
+A file is written beside its destination and moved there in one step, so that a killed
+process or a full disk leaves the old version, never half of a new one.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["write_atomically"]
+
+
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Call ``write(file)`` on a temporary file and move it to `path`.
+
+    Args:
+        path: Destination; its folder is made if it is missing.
+        write: Receives the open binary file.
+
+    Raises:
+        OSError: If the disk is full or read-only; `path` is then as it was before.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,123 @@
+"""Data sets that need no download.
+
+``digits``: scikit-learn's handwritten digits, 1,797 grey images of 8x8 pixels with 17
+grey levels, scaled to uint8 (Alpaydin & Kaynak 1998, UCI Machine Learning Repository).
+``mixture2d``: points of three equal Gaussians of standard deviation .25 with means on a
+circle of radius 1.5, whose score is known in closed form.
+"""
+
+import functools
+import hashlib
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from configs.errors import InputError, choice_error
+from diffusion.data.batches import to_data_units
+
+__all__ = ["Dataset", "Split", "load_builtin", "load_split"]
+
+_MIXTURE_POINTS = 10_000
+_MIXTURE_STD = 0.25
+_MIXTURE_RADIUS = 1.5
+
+
+class Dataset(NamedTuple):
+    """Labelled samples in memory.
+
+    Attributes:
+        images: (N, *event), uint8 pixels or floats in data units.
+        labels: (N,) int64 classes.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Split(NamedTuple):
+    """A data set in two parts, and what identifies it.
+
+    Attributes:
+        training: What training sees.
+        held_out: What it never sees; may be empty.
+        digest: sha256 of the training images.
+        sigma_data: Standard deviation of all training pixels, in data units.
+    """
+
+    training: Dataset
+    held_out: Dataset
+    digest: str
+    sigma_data: float
+
+
+def load_builtin(name: str) -> Dataset:
+    """Return a built-in data set, in a fixed order.
+
+    Args:
+        name: ``"digits"`` or ``"mixture2d"``.
+
+    Returns:
+        Images (1797, 8, 8, 1) uint8, or points (10000, 2) float32, with their classes.
+
+    Raises:
+        InputError: If there is no data set of that name.
+    """
+    loaders = {"digits": _digits, "mixture2d": _mixture2d}
+    if name not in loaders:
+        raise choice_error("data set", name, loaders)
+    return loaders[name]()
+
+
+def load_split(name: str, held_out_fraction: float, split_seed: int) -> Split:
+    """Return a built-in data set, split at random into training and held-out samples.
+
+    Args:
+        name: See `load_builtin`.
+        held_out_fraction: Share held out, in [0, 1); rounded to whole samples.
+        split_seed: Seed of the permutation that decides which.
+
+    Returns:
+        The two parts, each in the data set's own order, with digest and sigma_data.
+
+    Raises:
+        InputError: If the name is unknown or no training sample would be left.
+    """
+    dataset = load_builtin(name)
+    count = len(dataset.images)
+    num_held_out = round(held_out_fraction * count)
+    if num_held_out >= count:
+        raise InputError(
+            f"held_out_fraction {held_out_fraction} leaves none of the {count} samples "
+            "for training; lower it"
+        )
+    order = np.random.default_rng(split_seed).permutation(count)
+    held_out, training = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
+    images = dataset.images[training]
+    return Split(
+        training=Dataset(images, dataset.labels[training]),
+        held_out=Dataset(dataset.images[held_out], dataset.labels[held_out]),
+        digest=hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest(),
+        sigma_data=float(np.std(np.asarray(to_data_units(images), np.float64))),
+    )
+
+
+@functools.cache
+def _digits() -> Dataset:
+    # Imported here: it takes a second, and points and files do without it.
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    grey = np.asarray(loaded["images"], np.float64)
+    pixels = np.round(grey * (255 / 16)).astype(np.uint8)[..., None]
+    return Dataset(pixels, np.asarray(loaded["target"], np.int64))
+
+
+@functools.cache
+def _mixture2d() -> Dataset:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, _MIXTURE_POINTS)
+    angle = 2 * math.pi * labels / 3
+    means = _MIXTURE_RADIUS * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    points = means + _MIXTURE_STD * rng.normal(size=means.shape)
+    return Dataset(points.astype(np.float32), labels)

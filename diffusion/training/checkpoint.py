@@ -1,0 +1,272 @@
+"""Checkpoints that restore exactly, or say why not.
+
+Orbax writes one folder per step under ``workdir/checkpoints``.  Beside the arrays each
+step carries their sha256 digests, because a flipped byte in a data file would otherwise
+restore without complaint; a damaged step is set aside and the newest intact one is
+used.  `load_denoiser` turns a workdir into a `NeuralDenoiser`.
+"""
+
+import hashlib
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from configs.errors import InputError
+from diffusion.networks import build_network
+from diffusion.neural import NeuralDenoiser
+from diffusion.preconditioning import EDMPreconditioning
+from diffusion.training.record import read_record
+from diffusion.training.state import TrainState
+
+__all__ = ["Checkpoints", "load_denoiser"]
+
+_WRITE_ERRORS = (OSError, ValueError, RuntimeError)
+
+# Orbax reports every missing sharding file and every skipped barrier as a warning.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    Args:
+        workdir: The run's folder.
+        keep_period: Checkpoints at multiples of this step are kept for good; of the
+            others only the newest.  None opens the folder for reading only.
+
+    Raises:
+        OSError: If the folder cannot be made.
+    """
+
+    def __init__(self, workdir: str | Path, keep_period: int | None = None) -> None:
+        """See the class."""
+        self.folder = Path(workdir).absolute() / "checkpoints"
+        if keep_period is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._read_only = keep_period is None
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=None if keep_period is None else 1,
+                keep_period=keep_period,
+                create=keep_period is not None,
+                read_only=keep_period is None,
+                cleanup_tmp_directories=keep_period is not None,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def save(self, state: TrainState, meta: dict[str, Any]) -> None:
+        """Start to write the state; returns once its buffers may be donated.
+
+        Args:
+            state: The training state.
+            meta: Anything JSON holds, such as the seconds trained so far.
+
+        Raises:
+            OSError: If the disk is full or read-only, at the latest at the next call.
+        """
+        items = state._asdict()
+        meta = {**meta, "digests": {name: _digests(items[name]) for name in items}}
+        arguments = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        try:
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arguments),
+            )
+        except _WRITE_ERRORS as error:
+            raise self._write_error(error) from error
+
+    def wait(self) -> None:
+        """Return once everything is on the disk.
+
+        Raises:
+            OSError: If something could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except _WRITE_ERRORS as error:
+            raise self._write_error(error) from error
+
+    def close(self) -> None:
+        """Release the threads behind the writer."""
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Return the steps on the disk, in increasing order."""
+        return sorted(self._manager.all_steps())
+
+    def restore(
+        self, items: dict[str, Any], step: int | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Return parts of the newest intact state, or of the one asked for.
+
+        Args:
+            items: Fields of `TrainState` to read, each with a pytree of arrays or
+                shapes of the structure expected.
+            step: The step to restore; None takes the newest that is intact, setting
+                damaged ones aside with a line on standard error.
+
+        Returns:
+            The same fields with their arrays, and the `meta` saved with them; or None
+            when there is no checkpoint at all.
+
+        Raises:
+            InputError: If `step` is not there or damaged, if every checkpoint is
+                damaged, or if one was made for another network.
+        """
+        steps = self.steps()
+        if step is not None and step not in steps:
+            raise InputError(
+                f"no checkpoint of step {step} in {self.folder}; there are "
+                f"{', '.join(map(str, steps)) or 'none'}"
+            )
+        shapes = {name: jax.tree.map(_shape_of, item) for name, item in items.items()}
+        for candidate in reversed(steps) if step is None else [step]:
+            try:
+                return self._restore_step(shapes, candidate)
+            except _DamagedError as error:
+                if step is not None:
+                    raise InputError(str(error)) from error
+                self._set_aside(candidate, error)
+        if steps:
+            raise InputError(
+                f"every checkpoint in {self.folder} is damaged; delete the workdir to "
+                "start afresh"
+            )
+        return None
+
+    def _restore_step(
+        self, shapes: dict[str, Any], step: int
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        place = self.folder / str(step)
+        self._check_structure(shapes, step)
+        arguments = {name: ocp.args.StandardRestore(s) for name, s in shapes.items()}
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **arguments),
+            )
+            meta = dict(restored["meta"])
+            digests = meta.pop("digests")
+        # Orbax and TensorStore raise bare Exception, KeyError, ValueError, ... here.
+        except Exception as error:
+            raise _DamagedError(f"checkpoint {place}: {_first_line(error)}") from error
+        items = {name: restored[name] for name in shapes}
+        for name, item in items.items():
+            found, wanted = _digests(item), digests[name]
+            wrong = sorted(key for key in found if wanted.get(key) != found[key])
+            if wrong:
+                raise _DamagedError(
+                    f"checkpoint {place}: {name}{wrong[0]} does not match its digest"
+                )
+        return items, meta
+
+    def _check_structure(self, shapes: dict[str, Any], step: int) -> None:
+        """Refuse a checkpoint of another network before any array is read."""
+        place = self.folder / str(step)
+        for item, wanted_tree in shapes.items():
+            try:
+                saved = self._manager.item_metadata(step)[item]
+                found = {k: tuple(v.shape) for k, v in _leaves(saved.tree).items()}
+            except Exception as error:
+                raise _DamagedError(
+                    f"checkpoint {place}: {_first_line(error)}"
+                ) from error
+            wanted = {k: tuple(v.shape) for k, v in _leaves(wanted_tree).items()}
+            for key in sorted(found.keys() | wanted.keys()):
+                if found.get(key) != wanted.get(key):
+                    raise InputError(
+                        f"checkpoint {place} is of another network: {item}{key} has "
+                        f"shape {found.get(key)} there and {wanted.get(key)} here"
+                    )
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        print(f"warning: damaged, trying an older one: {error}", file=sys.stderr)
+        if not self._read_only:
+            place = self.folder / str(step)
+            place.rename(place.with_name(f"damaged-{step}"))
+            self._manager.reload()
+
+    def _write_error(self, error: Exception) -> OSError:
+        return OSError(
+            f"cannot write a checkpoint to {self.folder}: {_first_line(error)}; free "
+            "some space or choose another --workdir, then run the same command again"
+        )
+
+
+class _DamagedError(Exception):
+    """A checkpoint that cannot be read or does not match its digests."""
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    )
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    """Return the leaves by path, the same for tuples, lists, dicts and NamedTuples."""
+    return {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _digests(tree: Any) -> dict[str, str]:
+    """Return the sha256 of every leaf's bytes, type and shape, by path."""
+    digests = {}
+    for path, leaf in _leaves(jax.device_get(tree)).items():
+        array = np.ascontiguousarray(leaf)
+        text = f"{array.dtype} {array.shape} ".encode()
+        digests[path] = hashlib.sha256(text + array.tobytes()).hexdigest()
+    return digests
+
+
+def load_denoiser(
+    workdir: str | Path, *, step: int | None = None, ema: bool = True
+) -> NeuralDenoiser:
+    """Return the denoiser that a run has learned so far.
+
+    Works on the workdir of a running, finished or killed run.
+
+    Args:
+        workdir: The folder that `train` wrote.
+        step: Checkpoint to load; None for the newest intact one.
+        ema: Whether to take the averaged parameters (the ones to sample with).
+
+    Returns:
+        A pytree of arrays that is a `Denoiser`.
+
+    Raises:
+        InputError: If the workdir holds no run, no checkpoint or no intact one.
+    """
+    missing = InputError(
+        f"no checkpoint in {workdir}; train one with "
+        f"python -m diffusion.train PRESET --workdir {workdir}"
+    )
+    record = read_record(workdir)
+    if record is None or not (Path(workdir) / "checkpoints").is_dir():
+        raise missing
+    network = build_network(record.config.network, record.event_shape)
+    checkpoints = Checkpoints(workdir)
+    name = "ema_params" if ema else "params"
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    try:
+        found = checkpoints.restore({name: shapes}, step)
+    finally:
+        checkpoints.close()
+    if found is None:
+        raise missing
+    return NeuralDenoiser(
+        found[0][name], network, EDMPreconditioning(record.sigma_data)
+    )
