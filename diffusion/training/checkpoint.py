@@ -25,6 +25,7 @@ from diffusion.training.state import TrainState
 
 __all__ = ["Checkpoints", "load_denoiser"]
 
+_LEAF = "value"
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 
 # Orbax reports every missing sharding file and every skipped barrier as a warning.
@@ -73,7 +74,7 @@ class Checkpoints:
         """
         items = state._asdict()
         meta = {**meta, "digests": {name: _digests(items[name]) for name in items}}
-        arguments = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        arguments = {name: ocp.args.StandardSave(_boxed(items[name])) for name in items}
         try:
             self._manager.save(
                 int(state.step),
@@ -126,7 +127,7 @@ class Checkpoints:
                 f"no checkpoint of step {step} in {self.folder}; there are "
                 f"{', '.join(map(str, steps)) or 'none'}"
             )
-        shapes = {name: jax.tree.map(_shape_of, item) for name, item in items.items()}
+        shapes = {n: _boxed(jax.tree.map(_shape_of, item)) for n, item in items.items()}
         for candidate in reversed(steps) if step is None else [step]:
             try:
                 return self._restore_step(shapes, candidate)
@@ -157,7 +158,7 @@ class Checkpoints:
         # Orbax and TensorStore raise bare Exception, KeyError, ValueError, ... here.
         except Exception as error:
             raise _DamagedError(f"checkpoint {place}: {_first_line(error)}") from error
-        items = {name: restored[name] for name in shapes}
+        items = {name: _unboxed(restored[name]) for name in shapes}
         for name, item in items.items():
             found, wanted = _digests(item), digests[name]
             wrong = sorted(key for key in found if wanted.get(key) != found[key])
@@ -220,6 +221,16 @@ def _leaves(tree: Any) -> dict[str, Any]:
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def _boxed(tree: Any) -> Any:
+    """Wrap a bare array: Orbax saves trees only."""
+    is_leaf = jax.tree_util.all_leaves([tree])
+    return {_LEAF: tree} if is_leaf else tree
+
+
+def _unboxed(tree: Any) -> Any:
+    return tree[_LEAF] if isinstance(tree, dict) and set(tree) == {_LEAF} else tree
 
 
 def _digests(tree: Any) -> dict[str, str]:

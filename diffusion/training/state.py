@@ -30,9 +30,8 @@ class LossSums(NamedTuple):
 
     @classmethod
     def zeros(cls, num_bins: int) -> "LossSums":
-        """Return empty sums."""
-        bins = jnp.zeros(num_bins, jnp.float32)
-        return cls(bins, bins, jnp.float32(0), jnp.float32(0))
+        """Return empty sums, each in a buffer of its own (the step donates them)."""
+        return cls(*(jnp.zeros(shape, jnp.float32) for shape in (num_bins, num_bins, (), ())))
 
 
 class TrainState(NamedTuple):
