@@ -52,6 +52,10 @@ class Checkpoints:
         self._read_only = keep_period is None
         self._manager = ocp.CheckpointManager(
             self.folder,
+            item_handlers={
+                "meta": ocp.JsonCheckpointHandler(),
+                **{name: ocp.StandardCheckpointHandler() for name in TrainState._fields},
+            },
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=None if keep_period is None else 1,
                 keep_period=keep_period,
@@ -128,17 +132,21 @@ class Checkpoints:
                 f"{', '.join(map(str, steps)) or 'none'}"
             )
         shapes = {n: _boxed(jax.tree.map(_shape_of, item)) for n, item in items.items()}
+        damaged: dict[int, _DamagedError] = {}
         for candidate in reversed(steps) if step is None else [step]:
             try:
-                return self._restore_step(shapes, candidate)
+                found = self._restore_step(shapes, candidate)
             except _DamagedError as error:
-                if step is not None:
-                    raise InputError(str(error)) from error
-                self._set_aside(candidate, error)
-        if steps:
+                damaged[candidate] = error
+                continue
+            # Nothing is touched unless there is an intact one to go on with.
+            for bad, error in damaged.items():
+                self._set_aside(bad, error)
+            return found
+        if damaged:
             raise InputError(
-                f"every checkpoint in {self.folder} is damaged; delete the workdir to "
-                "start afresh"
+                f"no intact checkpoint to load: {next(iter(damaged.values()))}; choose "
+                "another step, or delete the workdir to start afresh"
             )
         return None
 
@@ -188,7 +196,7 @@ class Checkpoints:
                     )
 
     def _set_aside(self, step: int, error: Exception) -> None:
-        print(f"warning: damaged, trying an older one: {error}", file=sys.stderr)
+        print(f"warning: damaged, using an older one: {error}", file=sys.stderr)
         if not self._read_only:
             place = self.folder / str(step)
             place.rename(place.with_name(f"damaged-{step}"))
