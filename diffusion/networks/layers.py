@@ -108,22 +108,33 @@ def upsample(x: Array) -> Array:
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation with min(32, C/4) groups, computed in at least float32."""
+    """Group normalisation with min(32, C/4) groups, computed in at least float32.
+
+    Moments are taken per channel first and then over each group's channels, which on
+    CPUs is faster than reducing over both at once (nnx.GroupNorm).
+    """
 
     def __init__(self, channels: int, *, epsilon: float, rngs: nnx.Rngs) -> None:
         """Make scale and bias for `channels` channels."""
-        self.norm = nnx.GroupNorm(
-            channels,
-            num_groups=min(32, channels // 4),
-            epsilon=epsilon,
-            use_fast_variance=False,
-            rngs=rngs,
-        )
+        self.num_groups = min(32, channels // 4)
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
 
     def __call__(self, x: Array) -> Array:
         """Normalise (B, H, W, C); the result has the dtype of `x`."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return self.norm(wide).astype(x.dtype)
+        centred = wide - self._group_mean(wide)
+        deviation = jnp.sqrt(self._group_mean(jnp.square(centred)) + self.epsilon)
+        result = centred * (self.scale[...] / deviation) + self.bias[...]
+        return result.astype(x.dtype)
+
+    def _group_mean(self, x: Array) -> Array:
+        """Return each group's mean, (B, 1, 1, C), repeated over its channels."""
+        b, _, _, c = x.shape
+        grouped = x.mean(axis=(1, 2)).reshape(b, self.num_groups, -1)
+        mean = jnp.broadcast_to(grouped.mean(axis=2, keepdims=True), grouped.shape)
+        return mean.reshape(b, 1, 1, c)
 
 
 class Attention(nnx.Module):

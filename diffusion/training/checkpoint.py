@@ -172,7 +172,7 @@ class Checkpoints:
             wrong = sorted(key for key in found if wanted.get(key) != found[key])
             if wrong:
                 raise _DamagedError(
-                    f"checkpoint {place}: {name}{wrong[0]} does not match its digest"
+                    f"checkpoint {place}: {name}/{wrong[0]} does not match its digest"
                 )
         return items, meta
 
@@ -191,7 +191,7 @@ class Checkpoints:
             for key in sorted(found.keys() | wanted.keys()):
                 if found.get(key) != wanted.get(key):
                     raise InputError(
-                        f"checkpoint {place} is of another network: {item}{key} has "
+                        f"checkpoint {place} is of another network: {item}/{key} has "
                         f"shape {found.get(key)} there and {wanted.get(key)} here"
                     )
 
@@ -226,7 +226,7 @@ def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
 def _leaves(tree: Any) -> dict[str, Any]:
     """Return the leaves by path, the same for tuples, lists, dicts and NamedTuples."""
     return {
-        jax.tree_util.keystr(path): leaf
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 

@@ -120,7 +120,9 @@ class Run:
 
         found = checkpoints.restore(jax.eval_shape(initial)._asdict())
         if found is None:
-            state = jax.jit(initial)()
+            # One random draw per layer: long to optimise, run once.
+            fast = {"xla_backend_optimization_level": 0} if _on_cpu() else None
+            state = jax.jit(initial, compiler_options=fast)()
             checkpoints.save(state, {"seconds": 0.0})
             return state, 0.0
         items, meta = found
@@ -216,6 +218,10 @@ class Evaluator:
             row[f"ema_loss_{name}"] = finite_or_none(overall)
             row[f"ema_loss_{name}_per_bin"] = _per_bin(total, count)
         return row
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def _padded_blocks(images: np.ndarray, size: int) -> list[tuple[jax.Array, jax.Array]]:

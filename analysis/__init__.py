@@ -1,0 +1,1 @@
+"""Questions about scores: comparisons, figures, reports."""
