@@ -347,8 +347,7 @@ class SamplerConfig:
         )
         _require(_positive(self.rho), "sampler.rho", self.rho, "> 0")
         _require(
-            self.teleport is None
-            or self.sigma_min <= self.teleport <= self.sigma_max,
+            self.teleport is None or self.sigma_min <= self.teleport <= self.sigma_max,
             "sampler.teleport",
             self.teleport,
             f"in [{self.sigma_min}, {self.sigma_max}] or None",

@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 from configs.errors import InputError
 from diffusion.denoiser import expand_sigma
 
-__all__ = ["GaussianDenoiser", "fit_gaussian"]
+__all__ = ["GaussianDenoiser", "fit_gaussian", "isotropic_gaussian"]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _BLOCK_ELEMENTS = 2**24
@@ -57,7 +57,9 @@ class GaussianDenoiser:
         x = jnp.asarray(x)
         s2 = self._levels(x, sigma) ** 2
         v = self.residual_variance
-        return self._scale_modes(x, self.variances / (self.variances + s2), v / (v + s2))
+        return self._scale_modes(
+            x, self.variances / (self.variances + s2), v / (v + s2)
+        )
 
     def flow(self, x: Array, sigma_from: ArrayLike, sigma_to: ArrayLike) -> Array:
         """Move samples along the probability-flow ODE, exactly.
@@ -130,6 +132,12 @@ class GaussianDenoiser:
         gains = jnp.sqrt(self.variances + s2)
         rest = jnp.sqrt(self.residual_variance + s2)
         return self._scale_modes(mean + white, gains, rest)
+
+    def mean_variance(self) -> Array:
+        """Return the variance averaged over all D directions, ()."""
+        dimension, rank = self.basis.shape
+        rest = (dimension - rank) * jnp.asarray(self.residual_variance)
+        return (jnp.sum(self.variances) + rest) / dimension
 
     def _levels(self, x: Array, sigma: ArrayLike, *, allow_zero: bool = False) -> Array:
         """Check the shapes; return sigma as (1, 1) or (B, 1) in the wide dtype."""
@@ -206,6 +214,25 @@ def fit_gaussian(images: ArrayLike, rank: int | None = None) -> GaussianDenoiser
         basis=jnp.asarray(eigenvectors[:, ::-1][:, :rank]),
         variances=jnp.asarray(eigenvalues[:rank]),
         residual_variance=jnp.asarray(dropped.mean() if dropped.size else 0.0),
+    )
+
+
+def isotropic_gaussian(mean: Array, variance: ArrayLike) -> GaussianDenoiser:
+    """Return N(mean, variance I); variance 0 knows nothing of the data but its mean.
+
+    Args:
+        mean: (*event), data units.
+        variance: (), >= 0, squared data units.
+
+    Returns:
+        A `GaussianDenoiser` of rank 0.
+    """
+    mean = jnp.asarray(mean)
+    return GaussianDenoiser(
+        mean=mean,
+        basis=jnp.zeros((mean.size, 0), mean.dtype),
+        variances=jnp.zeros(0, mean.dtype),
+        residual_variance=jnp.asarray(variance, mean.dtype),
     )
 
 

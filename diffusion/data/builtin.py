@@ -42,7 +42,8 @@ class Split(NamedTuple):
         training: What training sees.
         held_out: What it never sees; may be empty.
         digest: sha256 of the training images.
-        sigma_data: Standard deviation of all training pixels, in data units.
+        sigma_data: Root mean square of all training pixels, in data units: what the
+            preconditioning divides by, as it does not subtract the mean.
     """
 
     training: Dataset
@@ -98,7 +99,7 @@ def load_split(name: str, held_out_fraction: float, split_seed: int) -> Split:
         training=Dataset(images, dataset.labels[training]),
         held_out=Dataset(dataset.images[held_out], dataset.labels[held_out]),
         digest=hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest(),
-        sigma_data=float(np.std(np.asarray(to_data_units(images), np.float64))),
+        sigma_data=float(np.sqrt(np.mean(np.square(to_data_units(images), dtype=np.float64)))),
     )
 
 

@@ -67,9 +67,7 @@ class ModuleNetwork:
         return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
-def build_network(
-    config: NetworkConfig, event_shape: tuple[int, ...]
-) -> ModuleNetwork:
+def build_network(config: NetworkConfig, event_shape: tuple[int, ...]) -> ModuleNetwork:
     """Return the network of a configuration for samples of one shape.
 
     Args:

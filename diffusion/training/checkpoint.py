@@ -54,7 +54,9 @@ class Checkpoints:
             self.folder,
             item_handlers={
                 "meta": ocp.JsonCheckpointHandler(),
-                **{name: ocp.StandardCheckpointHandler() for name in TrainState._fields},
+                **{
+                    name: ocp.StandardCheckpointHandler() for name in TrainState._fields
+                },
             },
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=None if keep_period is None else 1,
@@ -219,7 +221,9 @@ def _first_line(error: Exception) -> str:
 
 def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        leaf.shape,
+        leaf.dtype,
+        sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
     )
 
 

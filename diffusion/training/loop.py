@@ -210,9 +210,7 @@ class Evaluator:
             total = np.zeros(len(self.edges) + 1)
             count = np.zeros(len(self.edges) + 1)
             for index, (images, valid) in enumerate(blocks):
-                a, b = self._evaluate(
-                    state.ema_params, images, valid, jnp.int32(index)
-                )
+                a, b = self._evaluate(state.ema_params, images, valid, jnp.int32(index))
                 total, count = total + np.asarray(a), count + np.asarray(b)
             overall = float(total.sum() / count.sum()) if blocks else float("nan")
             row[f"ema_loss_{name}"] = finite_or_none(overall)

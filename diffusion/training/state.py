@@ -31,7 +31,9 @@ class LossSums(NamedTuple):
     @classmethod
     def zeros(cls, num_bins: int) -> "LossSums":
         """Return empty sums, each in a buffer of its own (the step donates them)."""
-        return cls(*(jnp.zeros(shape, jnp.float32) for shape in (num_bins, num_bins, (), ())))
+        return cls(
+            *(jnp.zeros(shape, jnp.float32) for shape in (num_bins, num_bins, (), ()))
+        )
 
 
 class TrainState(NamedTuple):

@@ -37,7 +37,9 @@ class Problem(NamedTuple):
     noise: NoiseLaw
 
 
-def build_optimizer(config: OptimConfig, batch_size: int) -> optax.GradientTransformation:
+def build_optimizer(
+    config: OptimConfig, batch_size: int
+) -> optax.GradientTransformation:
     """Return Adam with a linear warm-up, then constant or 1/sqrt(images).
 
     The rate never depends on the number of steps asked for, so a finished run can be
