@@ -1,0 +1,135 @@
+"""A network against closed forms: table, figure and page in ``WORKDIR/comparison``."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from analysis.candidates import gaussian_candidates
+from analysis.plots import plot_explained_variance, save_figure
+from analysis.report import Report
+from analysis.score_comparison import Comparison, compare_denoisers
+from diffusion.atomic import write_atomically
+from diffusion.closed_form import load_gaussian
+from diffusion.data import Split, load_split
+from diffusion.training import load_denoiser
+from diffusion.training.record import read_record
+
+__all__ = ["compare_run", "write_comparison"]
+
+_HEADER = (
+    "candidate",
+    "sigma",
+    "score",
+    "score_standard_error",
+    "denoised",
+    "denoised_standard_error",
+    "squared_error",
+)
+
+
+def compare_run(
+    workdir: str | Path,
+    sigmas: Sequence[float],
+    *,
+    seed: int = 0,
+    step: int | None = None,
+) -> Comparison:
+    """Compare a run's network with the closed forms of its training images.
+
+    The probes are the held-out images, or the training images where none are held out.
+
+    Args:
+        workdir: A run of `diffusion.training.train`.
+        sigmas: Noise levels, data units.
+        seed: Seed of the noise.
+        step: Checkpoint to use; None for the newest intact one.
+
+    Returns:
+        The comparison with the Gaussian, the isotropic and the mean-isotropic model.
+
+    Raises:
+        InputError: If there is no run or no such checkpoint.
+    """
+    denoiser = load_denoiser(workdir, step=step)
+    gaussian = load_gaussian(Path(workdir) / "gaussian.npz")
+    split = _split_of(workdir)
+    held_out = split.held_out.images
+    return compare_denoisers(
+        denoiser,
+        gaussian_candidates(gaussian),
+        held_out if len(held_out) else split.training.images,
+        sigmas,
+        jax.random.key(seed),
+        mean=gaussian.mean,
+    )
+
+
+def _split_of(workdir: str | Path) -> Split:
+    record = read_record(workdir)
+    assert record is not None, "load_denoiser has read it"
+    data = record.config.data
+    return load_split(data.name, data.held_out_fraction, data.split_seed)
+
+
+def write_comparison(
+    workdir: str | Path,
+    sigmas: Sequence[float],
+    *,
+    seed: int = 0,
+    step: int | None = None,
+) -> None:
+    """Write ``comparison.csv``, ``explained_variance.png`` and ``comparison.html``.
+
+    Args:
+        workdir: A run of `diffusion.training.train`.
+        sigmas: Noise levels, data units.
+        seed: Seed of the noise.
+        step: Checkpoint to use; None for the newest intact one.
+
+    Raises:
+        InputError: If there is no run or no such checkpoint.
+        OSError: If something cannot be written.
+    """
+    comparison = compare_run(workdir, sigmas, seed=seed, step=step)
+    folder = Path(workdir) / "comparison"
+    rows = _rows(comparison)
+    text = io.StringIO()
+    csv.writer(text).writerows([_HEADER, *rows])
+    write_atomically(
+        folder / "comparison.csv", lambda file: file.write(text.getvalue().encode())
+    )
+    png = save_figure(
+        plot_explained_variance(comparison), folder / "explained_variance.png"
+    )
+    report = Report(f"The network of {workdir} against closed forms")
+    report.paragraph(
+        f"{comparison.num_probes} noised images at each sigma; seed {seed}; "
+        f"checkpoint {'newest' if step is None else step}."
+    )
+    report.figure(png, "Explained variance of score and centred denoised image.")
+    report.table(_HEADER, [[_short(cell) for cell in row] for row in rows])
+    report.write(folder / "comparison.html")
+    print(f"comparison: {folder / 'comparison.html'}")
+
+
+def _rows(comparison: Comparison) -> list[tuple[str | float, ...]]:
+    return [
+        (
+            name,
+            float(sigma),
+            float(comparison.score.mean[i, j]),
+            float(comparison.score.standard_error[i, j]),
+            float(comparison.denoised.mean[i, j]),
+            float(comparison.denoised.standard_error[i, j]),
+            float(comparison.squared_error.mean[i, j]),
+        )
+        for i, name in enumerate(comparison.names)
+        for j, sigma in enumerate(comparison.sigmas)
+    ]
+
+
+def _short(cell: str | float) -> str:
+    return cell if isinstance(cell, str) else f"{cell:.4g}"

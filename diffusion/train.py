@@ -1,0 +1,50 @@
+"""Train a denoising score network: ``python -m diffusion.train PRESET [options]``.
+
+The same command again resumes; on a finished workdir it says so.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from configs.presets import load_preset, preset_names
+from configs.schema import ExperimentConfig
+from diffusion.command_line import exit_on_error, parse_options, split_positional
+
+__all__ = ["main"]
+
+_PROGRAM = "python -m diffusion.train"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything the command takes after the preset."""
+
+    experiment: Annotated[ExperimentConfig, tyro.conf.arg(name="")]
+    workdir: str
+    """Folder of the run: checkpoints, metrics, configuration."""
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    preset, rest = split_positional(
+        sys.argv[1:], "the preset", f"{_PROGRAM} digits --training.num-steps 200"
+    )
+    name = preset or "digits"
+    options = parse_options(
+        Options(load_preset(name), f"runs/{name}"),
+        rest,
+        program=f"{_PROGRAM} {preset or 'PRESET'}",
+        description="Train a denoising score network. PRESET is one of: "
+        + ", ".join(preset_names()),
+    )
+    # Imported here: a wrong command line should not wait for the libraries.
+    from diffusion.training import train
+
+    train(options.experiment, options.workdir)
+
+
+if __name__ == "__main__":
+    exit_on_error(main)

@@ -1,0 +1,185 @@
+"""From a workdir to files of samples: `SamplerConfig` becomes solver, grid and start.
+
+Writes ``samples.npy`` (N, *event) float32 in data units, one PNG per image where the
+samples are images, and, last of all, ``record.json`` with everything that produced
+them.  A folder with a record is complete.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from configs.errors import InputError, choice_error
+from configs.schema import SamplerConfig, to_dict
+from diffusion.atomic import write_atomically
+from diffusion.closed_form import load_gaussian
+from diffusion.training.checkpoint import load_denoiser
+from diffusion.training.log import Progress
+from diffusion.training.record import read_record, versions
+from samplers.euler import Euler
+from samplers.heun import Heun
+from samplers.sampling import sample_blocks
+from samplers.schedules import karras, log_linear, skip_above
+from samplers.solver import Solver
+from samplers.start import Prior, Start, Teleport
+
+__all__ = ["Sampler", "build_sampler", "generate_samples"]
+
+_SOLVERS = {"euler": Euler, "heun": Heun}
+
+
+class Sampler(NamedTuple):
+    """What `sample` needs beside a denoiser.
+
+    Attributes:
+        solver: How to move along the grid.
+        sigmas: (L,) the grid, after any skip.
+        start: How noise becomes x at its first point.
+    """
+
+    solver: Solver
+    sigmas: NDArray[np.float64]
+    start: Start
+
+
+def build_sampler(config: SamplerConfig, gaussian: str | Path) -> Sampler:
+    """Return the sampler of a configuration.
+
+    Args:
+        config: The settings.
+        gaussian: File of the Gaussian to teleport with, unless the settings name one.
+
+    Raises:
+        InputError: If a setting is unknown, or the Gaussian is asked for and missing.
+    """
+    if config.solver not in _SOLVERS:
+        raise choice_error("solver", config.solver, _SOLVERS)
+    ends = config.num_points, config.sigma_min, config.sigma_max
+    sigmas = log_linear(*ends)
+    if config.schedule == "karras":
+        sigmas = karras(*ends, config.rho)
+    solver = _SOLVERS[config.solver]()
+    if config.teleport is None:
+        return Sampler(solver, sigmas, Prior())
+    start = Teleport(load_gaussian(config.gaussian or gaussian), config.sigma_max)
+    return Sampler(solver, skip_above(sigmas, config.teleport), start)
+
+
+def generate_samples(
+    workdir: str | Path,
+    outdir: str | Path,
+    config: SamplerConfig,
+    *,
+    num_samples: int,
+    seed: int,
+    block_size: int = 256,
+    step: int | None = None,
+) -> None:
+    """Draw samples from a trained network and write them to a folder.
+
+    Args:
+        workdir: A run of `diffusion.training.train`.
+        outdir: Where to write; must not hold anything yet.
+        config: Solver, grid and start.
+        num_samples: How many; sample i depends on the seed and on i alone.
+        seed: Seed of the noise.
+        block_size: Samples computed at once.
+        step: Checkpoint to use; None for the newest intact one.
+
+    Raises:
+        InputError: If there is no run, a setting does not fit, or outdir is not empty.
+        OSError: If something cannot be written.
+    """
+    outdir = Path(outdir)
+    if outdir.exists() and (not outdir.is_dir() or any(outdir.iterdir())):
+        raise InputError(
+            f"{outdir} exists already; choose another --outdir or delete it"
+        )
+    denoiser = load_denoiser(workdir, step=step)
+    record = read_record(workdir)
+    assert record is not None, "load_denoiser has read it"
+    sampler = build_sampler(config, Path(workdir) / "gaussian.npz")
+    shape = (num_samples, *record.event_shape)
+    started = time.monotonic()
+    blocks = sample_blocks(
+        denoiser,
+        jax.random.key(seed),
+        shape,
+        sampler.sigmas,
+        block_size=block_size,
+        solver=sampler.solver,
+        start=sampler.start,
+    )
+    digest = _write_samples(outdir, shape, blocks)
+    seconds = time.monotonic() - started
+    nfe = sampler.solver.nfe(len(sampler.sigmas))
+    _write_json(
+        outdir / "record.json",
+        {
+            "workdir": str(workdir),
+            "step": step,
+            "sampler": to_dict(config),
+            "sigmas": sampler.sigmas.tolist(),
+            "nfe": nfe,
+            "num_samples": num_samples,
+            "block_size": block_size,
+            "seed": seed,
+            "seconds_with_compilation": seconds,
+            "sha256": digest,
+            "backend": jax.default_backend(),
+            "versions": versions(),
+        },
+    )
+    print(f"{num_samples} samples, {nfe} network calls each, {seconds:.1f} s: {outdir}")
+
+
+def _write_samples(
+    outdir: Path, shape: tuple[int, ...], blocks: Iterator[NDArray[Any]]
+) -> str:
+    """Write blocks as they come; return the sha256 of all samples' bytes."""
+    outdir.mkdir(parents=True, exist_ok=True)
+    partial = outdir / ".samples.npy"
+    samples = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+    progress = Progress(shape[0], label="sampling", unit="sample")
+    digest = hashlib.sha256()
+    done = 0
+    for block in blocks:
+        if not np.isfinite(block).all():
+            raise InputError(
+                f"sample {done + int(np.argmin(np.isfinite(block).reshape(len(block), -1).all(1)))} "
+                "is not finite; the checkpoint or the noise grid does not fit"
+            )
+        samples[done : done + len(block)] = block
+        digest.update(np.ascontiguousarray(block).tobytes())
+        _write_images(outdir, block, done)
+        done += len(block)
+        progress.advance(len(block), note=str(outdir))
+    progress.close()
+    samples.flush()
+    partial.rename(outdir / "samples.npy")
+    return digest.hexdigest()
+
+
+def _write_images(outdir: Path, block: NDArray[Any], first: int) -> None:
+    """Write (n, H, W, 1 or 3) samples as PNG files; nothing for other shapes."""
+    if block.ndim != 4 or block.shape[-1] not in (1, 3):
+        return
+    pixels = np.clip(np.round((block + 1) * 127.5), 0, 255).astype(np.uint8)
+    for index, image in enumerate(pixels, start=first):
+        picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+        write_atomically(
+            outdir / f"{index:06d}.png", lambda f, p=picture: p.save(f, format="png")
+        )
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
