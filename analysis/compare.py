@@ -1,4 +1,4 @@
-"""Compare a network's score with closed forms: ``python -m analysis.compare WORKDIR``."""
+"""A network's score against closed forms: ``python -m analysis.compare WORKDIR``."""
 
 import sys
 from dataclasses import dataclass

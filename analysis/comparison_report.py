@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from analysis.candidates import gaussian_candidates
 from analysis.plots import plot_explained_variance, save_figure
@@ -61,7 +62,7 @@ def compare_run(
         denoiser,
         gaussian_candidates(gaussian),
         held_out if len(held_out) else split.training.images,
-        sigmas,
+        np.asarray(sigmas),
         jax.random.key(seed),
         mean=gaussian.mean,
     )

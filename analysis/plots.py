@@ -1,6 +1,7 @@
 """Figures, drawn without a screen and without pyplot's global state."""
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,5 +158,5 @@ def _numbers(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
 
 
 def _bin_names(edges: Sequence[float]) -> list[str]:
-    inner = [f"{a:g} to {b:g}" for a, b in zip(edges, edges[1:], strict=False)]
+    inner = [f"{a:g} to {b:g}" for a, b in itertools.pairwise(edges)]
     return [f"below {edges[0]:g}", *inner, f"above {edges[-1]:g}"]

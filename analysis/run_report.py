@@ -1,7 +1,7 @@
 """The report on one run: samplers, explained variance, losses.
 
-Everything is computed from the workdir; figures, ``samples.npz`` and ``report.html`` are
-written first and ``metrics.json`` last, so a workdir that holds it is complete.
+Everything is computed from the workdir.  Figures, ``samples.npz`` and ``report.html``
+are written first and ``metrics.json`` last: a workdir that holds it is complete.
 """
 
 import json
@@ -71,9 +71,7 @@ def is_complete(
     return found == _settings(config, settings) and (workdir / "report.html").is_file()
 
 
-def write_run_report(
-    workdir: str | Path, settings: ReportSettings = ReportSettings()
-) -> dict[str, Any]:
+def write_run_report(workdir: str | Path, settings: ReportSettings) -> dict[str, Any]:
     """Compute everything and write report, figures, samples and metrics.
 
     Args:
@@ -198,7 +196,9 @@ def _by_candidate(comparison: Comparison, values: np.ndarray) -> dict[str, Any]:
 
 
 def _write_samples(path: Path, starts: StartComparison) -> None:
-    arrays = {name: timed.x for name, timed in _timed_samples(starts).items()}
+    arrays: dict[str, Any] = {
+        name: timed.x for name, timed in _timed_samples(starts).items()
+    }
     write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
@@ -223,9 +223,9 @@ def _write_page(
         "explained_variance",
         plot_explained_variance(comparison),
         f"{comparison.num_probes} noised held-out images at each sigma. Left: "
-        "1 - |s - s_G|^2/|s|^2 of the score. Right: 1 - |D - D_G|^2/|D - mean|^2 of the "
-        "denoised image; a model that knows the mean alone is at 0. Bands: two standard "
-        "errors.",
+        "1 - |s - s_G|^2/|s|^2 of the score. Right: 1 - |D - D_G|^2/|D - mean|^2 of "
+        "the denoised image; a model that knows the mean alone is at 0. Bands: two "
+        "standard errors.",
     )
     report.heading("Training")
     _add(
@@ -240,7 +240,7 @@ def _write_page(
         workdir,
         "loss_per_sigma",
         plot_loss_per_bin(rows),
-        "The same per bin of sigma: solid for training images, dashed for held-out ones.",
+        "The same per bin of sigma: solid for training, dashed for held-out images.",
     )
     report.heading("Settings that produced this page")
     shown = {key: metrics[key] for key in ("settings", "versions", "backend")}

@@ -122,7 +122,7 @@ def compare_denoisers(
         candidates: Denoisers by name.
         images: Clean samples to put noise on, (N, *event), uint8 or data units.
         sigmas: (L,) noise levels, data units.
-        key: A `jax.random.key`; image i at level l gets ``fold_in(fold_in(key, l), i)``.
+        key: A `jax.random.key`; image i, level l: ``fold_in(fold_in(key, l), i)``.
         mean: Mean of the data, (*event), which centres denoised samples.
         batch_size: Images handled at once.
 

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from configs.errors import InputError
 from diffusion.closed_form import GaussianDenoiser
 from diffusion.denoiser import Denoiser
-from samplers import Heun, Prior, Solution, Solver, Teleport, sample
+from samplers import Heun, Prior, Solution, Solver, Start, Teleport, sample
 from samplers.schedules import check_grid
 
 __all__ = ["StartComparison", "TimedSamples", "compare_starts"]
@@ -95,9 +95,7 @@ def compare_starts(
     tail = grid[skip_points:]
     teleport = Teleport(gaussian, grid[0])
 
-    def run(
-        model: Denoiser, points: NDArray[np.float64], start: object
-    ) -> TimedSamples:
+    def run(model: Denoiser, points: NDArray[np.float64], start: Start) -> TimedSamples:
         return _timed(
             lambda: sample(model, key, shape, points, solver=solver, start=start)
         )

@@ -6,6 +6,7 @@ carry it through ``workdir/config.json`` and back without loss.
 """
 
 import dataclasses
+import itertools
 import math
 import types
 import typing
@@ -281,7 +282,7 @@ class TrainingConfig:
             "> 0",
         )
         edges = self.sigma_bin_edges
-        increasing = all(a < b for a, b in zip(edges, edges[1:], strict=False))
+        increasing = all(a < b for a, b in itertools.pairwise(edges))
         _require(
             bool(edges) and all(map(_positive, edges)) and increasing,
             "training.sigma_bin_edges",

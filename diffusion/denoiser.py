@@ -13,10 +13,10 @@ sampler, loss and figure works on each of them.
 
 from typing import Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from configs.errors import InputError
@@ -105,7 +105,7 @@ def expand_sigma(sigma: ArrayLike, x: Array, *, allow_zero: bool = False) -> Arr
         raise InputError(
             f"x has dtype {x.dtype}; give floats in data units (uint8: x / 127.5 - 1)"
         )
-    if not isinstance(sigma, jax.core.Tracer):
+    if not isinstance(sigma, Tracer):
         _check_values(np.asarray(sigma), allow_zero)
     level = jnp.asarray(sigma, dtype=jnp.promote_types(x.dtype, jnp.float32))
     if level.shape not in ((), (1,), (x.shape[0],)):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpy.typing import NDArray
@@ -44,8 +45,8 @@ class Euler:
     ) -> OneStepState:
         """Return the state at the next grid point."""
         ratio = coefficients.ratio
-        x = ratio * state.x + (1 - ratio) * state.denoised
-        x = x.astype(state.x.dtype)
+        moved = ratio * state.x + (1 - ratio) * state.denoised
+        x = jnp.asarray(moved, state.x.dtype)
         return OneStepState(x, denoiser(x, coefficients.sigma_next))
 
     def nfe(self, num_points: int) -> int:

@@ -154,8 +154,8 @@ def _write_samples(
     for block in blocks:
         if not np.isfinite(block).all():
             raise InputError(
-                f"sample {done + int(np.argmin(np.isfinite(block).reshape(len(block), -1).all(1)))} "
-                "is not finite; the checkpoint or the noise grid does not fit"
+                f"samples from number {done} on are not finite; the checkpoint or the "
+                "noise grid does not fit"
             )
         samples[done : done + len(block)] = block
         digest.update(np.ascontiguousarray(block).tobytes())

@@ -72,7 +72,7 @@ def log_linear(
 
 
 def skip_above(sigmas: ArrayLike, sigma_skip: float) -> NDArray[np.float64]:
-    """Return the part of a grid that is left after a skip, sigmas[sigmas <= sigma_skip].
+    """Return what is left of a grid after a skip, sigmas[sigmas <= sigma_skip].
 
     Args:
         sigmas: A decreasing grid, (L,).

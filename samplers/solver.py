@@ -76,7 +76,7 @@ class Solver(Protocol):
         ...
 
     def nfe(self, num_points: int) -> int:
-        """Return the denoiser calls on a grid of `num_points`, the final one included."""
+        """Return the denoiser calls on `num_points` points, the final one included."""
         ...
 
 

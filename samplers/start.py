@@ -11,6 +11,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from configs.errors import InputError
@@ -23,7 +24,7 @@ class Start(Protocol):
     """Anything that turns white noise into samples at a noise level."""
 
     def __call__(self, noise: Array, sigma: ArrayLike) -> Array:
-        """Return x at `sigma`, (B, *event), from standard normal noise of that shape."""
+        """Return x at `sigma`, (B, *event), from white noise of that shape."""
         ...
 
 
@@ -58,7 +59,7 @@ class Teleport:
         Raises:
             InputError: If `sigma` is above sigma_max or the shapes do not fit.
         """
-        traced = any(isinstance(v, jax.core.Tracer) for v in (sigma, self.sigma_max))
+        traced = any(isinstance(v, Tracer) for v in (sigma, self.sigma_max))
         if not traced and jnp.any(jnp.asarray(sigma) > self.sigma_max):
             raise InputError(
                 f"sigma_skip is {sigma}, above sigma_max = {self.sigma_max}; teleport "

@@ -56,7 +56,7 @@ class GaussianDenoiser:
         """Denoise (B, *event) at sigma () or (B,); see `Denoiser`."""
         x = jnp.asarray(x)
         s2 = self._levels(x, sigma) ** 2
-        v = self.residual_variance
+        v = jnp.asarray(self.residual_variance)
         return self._scale_modes(
             x, self.variances / (self.variances + s2), v / (v + s2)
         )
@@ -77,7 +77,7 @@ class GaussianDenoiser:
         """
         x = jnp.asarray(x)
         a, b = self._levels(x, sigma_from) ** 2, self._levels(x, sigma_to) ** 2
-        v = self.residual_variance
+        v = jnp.asarray(self.residual_variance)
         gains = jnp.sqrt((b + self.variances) / (a + self.variances))
         return self._scale_modes(x, gains, jnp.sqrt((b + v) / (a + v)))
 

@@ -7,6 +7,7 @@ was fitted to, or empty).
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +40,7 @@ def save_gaussian(
     Raises:
         OSError: If the file cannot be written.
     """
-    arrays = {key: np.asarray(getattr(gaussian, key)) for key in _KEYS}
+    arrays: dict[str, Any] = {key: np.asarray(getattr(gaussian, key)) for key in _KEYS}
     write_atomically(
         path,
         lambda file: np.savez(

@@ -11,13 +11,14 @@ import collections
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from configs.errors import InputError
 
 __all__ = ["Batches", "to_data_units"]
 
 
-def to_data_units(images: np.ndarray | Array) -> Array:
+def to_data_units(images: ArrayLike) -> Array:
     """Return uint8 pixels as x / 127.5 - 1 in float32; floats stay as they are."""
     images = jnp.asarray(images)
     if images.dtype == jnp.uint8:

@@ -9,7 +9,7 @@ circle of radius 1.5, whose score is known in closed form.
 import functools
 import hashlib
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -95,11 +95,12 @@ def load_split(name: str, held_out_fraction: float, split_seed: int) -> Split:
     order = np.random.default_rng(split_seed).permutation(count)
     held_out, training = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
     images = dataset.images[training]
+    pixels = np.asarray(to_data_units(images), np.float64)
     return Split(
         training=Dataset(images, dataset.labels[training]),
         held_out=Dataset(dataset.images[held_out], dataset.labels[held_out]),
         digest=hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest(),
-        sigma_data=float(np.sqrt(np.mean(np.square(to_data_units(images), dtype=np.float64)))),
+        sigma_data=float(np.sqrt(np.mean(pixels**2))),
     )
 
 
@@ -108,7 +109,7 @@ def _digits() -> Dataset:
     # Imported here: it takes a second, and points and files do without it.
     from sklearn.datasets import load_digits
 
-    loaded = load_digits()
+    loaded: Any = load_digits()
     grey = np.asarray(loaded["images"], np.float64)
     pixels = np.round(grey * (255 / 16)).astype(np.uint8)[..., None]
     return Dataset(pixels, np.asarray(loaded["target"], np.int64))

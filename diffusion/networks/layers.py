@@ -30,7 +30,7 @@ ZERO_GAIN = 1e-5  # "almost zero": the branch starts off, yet its gradient is no
 
 
 def xavier_uniform(gain: float = 1.0) -> nnx.Initializer:
-    """Return gain * U(-1, 1) * sqrt(6 / (fan_in + fan_out)); fans include the kernel."""
+    """Return gain * sqrt(6 / (fan_in + fan_out)) * U(-1, 1); with kernels."""
     return nnx.initializers.variance_scaling(gain**2, "fan_avg", "uniform")
 
 

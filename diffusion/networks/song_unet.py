@@ -187,7 +187,7 @@ class SongUNet(nnx.Module):
         if self.map_label is not None and labels is not None:
             embedding = embedding + self.map_label(labels * math.sqrt(self.label_dim))
         elif self.map_label is not None:
-            embedding = embedding + self.map_label.bias[...]
+            embedding = embedding + self.map_label(jnp.zeros((1, self.label_dim)))
         if self.map_condition is not None and condition is not None:
             embedding = embedding + self.map_condition(condition)
         return jax.nn.silu(self.map_layer1(jax.nn.silu(self.map_layer0(embedding))))

@@ -142,7 +142,7 @@ class Run:
         progress = Progress(training.num_steps, done=first, label="training")
         started = saved = time.monotonic()
         for step in range(first + 1, training.num_steps + 1):
-            state = step_fn(state, images, batches.indices(step - 1))
+            state = step_fn(state, images, jnp.asarray(batches.indices(step - 1)))
             note = ""
             if step % training.log_every_steps == 0 or step == training.num_steps:
                 row = evaluator.row(state)

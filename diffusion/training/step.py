@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from configs.schema import ExperimentConfig, OptimConfig
 from diffusion.data.batches import to_data_units
@@ -46,8 +47,8 @@ def build_optimizer(
     trained further as if it had never stopped.
     """
 
-    def rate(count: Array) -> Array:
-        images = count * jnp.float32(batch_size)
+    def rate(count: ArrayLike) -> Array:
+        images = jnp.asarray(count) * jnp.float32(batch_size)
         value = jnp.float32(config.learning_rate)
         if config.warmup_images:
             value = value * jnp.minimum(images / config.warmup_images, 1)
@@ -95,7 +96,7 @@ def build_step(
             state.params, batch, loss_key
         )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         count = state.step + 1
         decay = ema_decay(
             count * jnp.float32(training.batch_size),
@@ -125,7 +126,7 @@ def _flip_half(images: Array, key: Array) -> Array:
 def build_evaluation(
     config: ExperimentConfig, problem: Problem
 ) -> Callable[[dict[str, Any], Array, Array, Array], tuple[Array, Array]]:
-    """Return ``(params, images, valid, block) -> (loss sums, counts)`` per bin of sigma.
+    """Return ``(params, images, valid, block) -> (loss sums, counts)``, by sigma bin.
 
     Block b always gets the same noise, and its images the quantiles (i + 1/2)/B of the
     training law in a fixed random order as sigma: two evaluations differ by the
