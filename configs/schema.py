@@ -170,6 +170,10 @@ class NoiseConfig:
     """Mean of log sigma."""
     p_std: float = 1.2
     """Standard deviation of log sigma."""
+    antithetic: bool = False
+    """Noise each training image twice, with n and with -n.  In the gradient the products
+    of image and noise cancel, which are nearly all of its variance at high sigma.  The
+    network then sees twice training.batch_size samples a step."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

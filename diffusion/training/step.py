@@ -82,7 +82,13 @@ def build_step(
         sigma_key, noise_key, dropout_key = jax.random.split(key, 3)
         sigma = problem.noise.sample(sigma_key, (images.shape[0],))
         losses = _losses_on_fresh_noise(
-            problem, params, images, sigma, noise_key, dropout_key
+            problem,
+            params,
+            images,
+            sigma,
+            noise_key,
+            dropout_key,
+            antithetic=config.noise.antithetic,
         )
         return jnp.mean(losses) * math.prod(images.shape[1:]), (losses, sigma)
 
@@ -156,12 +162,23 @@ def _losses_on_fresh_noise(
     sigma: Array,
     noise_key: Array,
     dropout_key: Array | None = None,
+    *,
+    antithetic: bool = False,
 ) -> Array:
-    """Noise (B, *event) images and return their (B,) weighted losses."""
+    """Noise (B, *event) images and return their (B,) weighted losses.
+
+    With `antithetic` each loss is the mean of those at images + sigma n and
+    images - sigma n.
+    """
     noise = jax.random.normal(noise_key, images.shape, images.dtype)
-    noisy = images + sigma.reshape((-1,) + (1,) * (images.ndim - 1)) * noise
+    noise = sigma.reshape((-1,) + (1,) * (images.ndim - 1)) * noise
+    signs = (1, -1) if antithetic else (1,)
+    noisy = jnp.concatenate([images + sign * noise for sign in signs])
+    copies = len(signs)
+    images, sigma = jnp.concatenate([images] * copies), jnp.tile(sigma, copies)
     denoiser = NeuralDenoiser(
         params, problem.network, problem.preconditioning, dropout_key=dropout_key
     )
     weight = problem.preconditioning.loss_weight(sigma)
-    return denoising_loss(denoiser, noisy, images, sigma, weight=weight)
+    losses = denoising_loss(denoiser, noisy, images, sigma, weight=weight)
+    return losses.reshape(copies, -1).mean(axis=0)

@@ -1,0 +1,50 @@
+"""Fixtures shared by all tests; what is slow to compute is computed once."""
+
+import dataclasses
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest
+
+from configs.digits import config as digits
+from configs.schema import ExperimentConfig, MLPConfig, SongUNetConfig
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ExperimentConfig:
+    """Digits with a perceptron that compiles in a second."""
+    return dataclasses.replace(
+        digits,
+        network=MLPConfig(width=16, num_layers=1),
+        training=dataclasses.replace(
+            digits.training,
+            num_steps=20,
+            batch_size=16,
+            log_every_steps=5,
+            evaluation_images=40,
+            checkpoint_every_steps=10,
+            checkpoint_every_seconds=1000.0,
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_unet() -> SongUNetConfig:
+    """The smallest U-Net with every kind of layer."""
+    return SongUNetConfig(
+        model_channels=8,
+        channel_mult=(1, 2),
+        num_blocks=1,
+        attention_resolutions=(4,),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_config, tmp_path_factory):
+    """The workdir of a finished tiny run; tests must not change it."""
+    from diffusion.training import train
+
+    workdir = tmp_path_factory.mktemp("run")
+    train(tiny_config, workdir)
+    return workdir
