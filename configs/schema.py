@@ -88,6 +88,8 @@ class SongUNetConfig:
     """Residual blocks per resolution in the encoder (one more in the decoder)."""
     attention_resolutions: tuple[int, ...] = (16,)
     """Image heights at which blocks carry self-attention."""
+    noise_embedding_scale: float = 1.0
+    """c_noise is multiplied by this before its sines and cosines; 1 as published."""
     dropout: float = 0.0
     """Probability that a feature is dropped in training, in [0, 1)."""
     label_dim: int = 0
@@ -108,6 +110,12 @@ class SongUNetConfig:
             "one or more positive integers",
         )
         _require(self.num_blocks > 0, "network.num_blocks", self.num_blocks, "> 0")
+        _require(
+            _positive(self.noise_embedding_scale),
+            "network.noise_embedding_scale",
+            self.noise_embedding_scale,
+            "a finite number > 0",
+        )
         _require(0 <= self.dropout < 1, "network.dropout", self.dropout, "in [0, 1)")
         _require(self.label_dim >= 0, "network.label_dim", self.label_dim, ">= 0")
         _require(
@@ -170,10 +178,6 @@ class NoiseConfig:
     """Mean of log sigma."""
     p_std: float = 1.2
     """Standard deviation of log sigma."""
-    antithetic: bool = False
-    """Noise each training image twice, with n and with -n.  In the gradient the products
-    of image and noise cancel, which are nearly all of its variance at high sigma.  The
-    network then sees twice training.batch_size samples a step."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

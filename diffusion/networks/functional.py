@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from flax import nnx
 from jax import Array
+from jax.core import Tracer
 
 from configs.errors import InputError
 from configs.schema import MLPConfig, NetworkConfig, SongUNetConfig
@@ -36,10 +37,14 @@ class ModuleNetwork:
 
     def init(self, key: Array) -> dict[str, Any]:
         """Return fresh float32 parameters as a plain nested dict."""
-        module = _MODULES[type(self.config)](
-            self.config, self.event_shape, rngs=nnx.Rngs(params=key)
+        if isinstance(key, Tracer):
+            return _initialise(self, key)
+        # One random draw per layer: long to optimise, and run only once.
+        on_cpu = jax.default_backend() == "cpu"
+        options = {"xla_backend_optimization_level": 0} if on_cpu else None
+        return jax.jit(_initialise, static_argnums=0, compiler_options=options)(
+            self, key
         )
-        return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
     def apply(
         self,
@@ -83,6 +88,13 @@ def build_network(config: NetworkConfig, event_shape: tuple[int, ...]) -> Module
     network = ModuleNetwork(config, tuple(event_shape))
     _definition(network)
     return network
+
+
+def _initialise(network: ModuleNetwork, key: Array) -> dict[str, Any]:
+    module = _MODULES[type(network.config)](
+        network.config, network.event_shape, rngs=nnx.Rngs(params=key)
+    )
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
 
 @functools.lru_cache(maxsize=32)

@@ -33,6 +33,7 @@ class SongUNetFields(Protocol):
     """The fields that the network reads; see `configs.schema.SongUNetConfig`."""
 
     model_channels: int
+    noise_embedding_scale: float
     channel_mult: tuple[int, ...]
     num_blocks: int
     attention_resolutions: tuple[int, ...]
@@ -66,6 +67,7 @@ class SongUNet(nnx.Module):
                 f"{factor}, or fewer multipliers"
             )
         self.noise_channels = config.model_channels
+        self.noise_scale = config.noise_embedding_scale
         self.label_dim = config.label_dim
         self.condition_dim = config.condition_dim
         self.dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
@@ -183,7 +185,9 @@ class SongUNet(nnx.Module):
         self, c_noise: Array, labels: Array | None, condition: Array | None
     ) -> Array:
         """Return the embedding (B, 4 * model_channels) of noise level and labels."""
-        embedding = positional_embedding(c_noise, self.noise_channels)
+        embedding = positional_embedding(
+            self.noise_scale * c_noise, self.noise_channels
+        )
         if self.map_label is not None and labels is not None:
             embedding = embedding + self.map_label(labels * math.sqrt(self.label_dim))
         elif self.map_label is not None:

@@ -46,15 +46,21 @@ class MetricsLog:
     Args:
         workdir: The run's folder.
         restored_step: Rows beyond this step are dropped.
+        every: Steps between two rows; the row of an end that training now goes beyond
+            is dropped too.
 
     Raises:
         OSError: If the file cannot be written.
     """
 
-    def __init__(self, workdir: str | Path, restored_step: int) -> None:
+    def __init__(self, workdir: str | Path, restored_step: int, every: int) -> None:
         """See the class."""
         self.path = Path(workdir) / "metrics.jsonl"
-        rows = [r for r in read_metrics(workdir) if r["step"] <= restored_step]
+        rows = [
+            row
+            for row in read_metrics(workdir)
+            if row["step"] <= restored_step and row["step"] % every == 0
+        ]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(self.path, lambda file: file.write(text.encode()))
 

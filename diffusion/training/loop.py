@@ -120,9 +120,7 @@ class Run:
 
         found = checkpoints.restore(jax.eval_shape(initial)._asdict())
         if found is None:
-            # One random draw per layer: long to optimise, run once.
-            fast = {"xla_backend_optimization_level": 0} if _on_cpu() else None
-            state = jax.jit(initial, compiler_options=fast)()
+            state = initial()
             checkpoints.save(state, {"seconds": 0.0})
             return state, 0.0
         items, meta = found
@@ -138,17 +136,19 @@ class Run:
         step_fn = build_step(self.config, self.problem, self.optimizer)
         evaluator = Evaluator(self.config, self.problem, self.split)
         first = int(state.step)
-        log = MetricsLog(self.workdir, first)
+        log = MetricsLog(self.workdir, first, training.log_every_steps)
         progress = Progress(training.num_steps, done=first, label="training")
         started = saved = time.monotonic()
         for step in range(first + 1, training.num_steps + 1):
             state = step_fn(state, images, jnp.asarray(batches.indices(step - 1)))
             note = ""
-            if step % training.log_every_steps == 0 or step == training.num_steps:
+            regular = step % training.log_every_steps == 0
+            if regular or step == training.num_steps:
                 row = evaluator.row(state)
                 row["seconds"] = seconds + time.monotonic() - started
                 log.write(row)
                 note = _note(row)
+            if regular:
                 state = state._replace(sums=LossSums.zeros(len(state.sums.loss)))
             progress.advance(note=note)
             now = time.monotonic()
@@ -216,10 +216,6 @@ class Evaluator:
             row[f"ema_loss_{name}"] = finite_or_none(overall)
             row[f"ema_loss_{name}_per_bin"] = _per_bin(total, count)
         return row
-
-
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
 
 
 def _padded_blocks(images: np.ndarray, size: int) -> list[tuple[jax.Array, jax.Array]]:

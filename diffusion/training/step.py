@@ -88,7 +88,6 @@ def build_step(
             sigma,
             noise_key,
             dropout_key,
-            antithetic=config.noise.antithetic,
         )
         return jnp.mean(losses) * math.prod(images.shape[1:]), (losses, sigma)
 
@@ -114,7 +113,7 @@ def build_step(
         sums = LossSums(
             loss=state.sums.loss + losses @ bins,
             count=state.sums.count + bins.sum(axis=0),
-            gradient_norm=state.sums.gradient_norm + optax.global_norm(gradient),
+            gradient_norm=state.sums.gradient_norm + optax.tree.norm(gradient),
             steps=state.sums.steps + 1,
         )
         average = update_ema(state.ema_params, params, decay)
@@ -162,23 +161,12 @@ def _losses_on_fresh_noise(
     sigma: Array,
     noise_key: Array,
     dropout_key: Array | None = None,
-    *,
-    antithetic: bool = False,
 ) -> Array:
-    """Noise (B, *event) images and return their (B,) weighted losses.
-
-    With `antithetic` each loss is the mean of those at images + sigma n and
-    images - sigma n.
-    """
+    """Noise (B, *event) images and return their (B,) weighted losses."""
     noise = jax.random.normal(noise_key, images.shape, images.dtype)
-    noise = sigma.reshape((-1,) + (1,) * (images.ndim - 1)) * noise
-    signs = (1, -1) if antithetic else (1,)
-    noisy = jnp.concatenate([images + sign * noise for sign in signs])
-    copies = len(signs)
-    images, sigma = jnp.concatenate([images] * copies), jnp.tile(sigma, copies)
+    noisy = images + sigma.reshape((-1,) + (1,) * (images.ndim - 1)) * noise
     denoiser = NeuralDenoiser(
         params, problem.network, problem.preconditioning, dropout_key=dropout_key
     )
     weight = problem.preconditioning.loss_weight(sigma)
-    losses = denoising_loss(denoiser, noisy, images, sigma, weight=weight)
-    return losses.reshape(copies, -1).mean(axis=0)
+    return denoising_loss(denoiser, noisy, images, sigma, weight=weight)

@@ -1,0 +1,191 @@
+"""Architectures: published parameter counts, layers against NumPy, shapes, options."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import InputError
+from configs.schema import MLPConfig, SongUNetConfig
+from diffusion.networks import build_network
+from diffusion.networks.layers import (
+    Attention,
+    GroupNorm,
+    downsample,
+    dropout,
+    positional_embedding,
+    upsample,
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "event", "count"),
+    [
+        # EDM's CIFAR-10 network without and with its nine augmentation labels, and the
+        # network for 64x64 images (arXiv 2206.00364, reference implementation).
+        (SongUNetConfig(), (32, 32, 3), 55_733_891 - 9 * 128),
+        (SongUNetConfig(condition_dim=9), (32, 32, 3), 55_733_891),
+        (
+            SongUNetConfig(condition_dim=9, label_dim=10),
+            (32, 32, 3),
+            55_733_891 + 11 * 128,
+        ),
+        (
+            SongUNetConfig(channel_mult=(1, 2, 2, 2), condition_dim=9),
+            (64, 64, 3),
+            61_805_571,
+        ),
+    ],
+)
+def test_ddpmpp_has_the_published_number_of_parameters(config, event, count):
+    assert build_network(config, event).num_parameters() == count
+
+
+def test_group_norm_equals_numpy():
+    x = np.random.default_rng(0).normal(3, 2, size=(2, 4, 4, 16)).astype(np.float32)
+    layer = GroupNorm(16, epsilon=1e-6, rngs=nnx.Rngs(0))
+    layer.scale.value, layer.bias.value = jnp.arange(16.0), jnp.arange(16.0) - 5
+    groups = x.astype(np.float64).reshape(2, 16, 4, 4)
+    mean = groups.mean(axis=(1, 3), keepdims=True)
+    deviation = np.sqrt(groups.var(axis=(1, 3), keepdims=True) + 1e-6)
+    expected = ((groups - mean) / deviation).reshape(x.shape)
+    expected = expected * np.arange(16) + np.arange(16) - 5
+    np.testing.assert_allclose(layer(jnp.asarray(x)), expected, atol=2e-5)
+
+
+def test_group_norm_survives_a_large_offset():
+    x = np.random.default_rng(0).normal(1e4, 1, size=(1, 8, 8, 16)).astype(np.float32)
+    layer = GroupNorm(16, epsilon=1e-6, rngs=nnx.Rngs(0))
+    result = np.asarray(layer(jnp.asarray(x)))
+    assert result.std() == pytest.approx(1, abs=1e-2)
+
+
+def test_attention_equals_numpy():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 5, 8)).astype(np.float32)
+    layer = Attention(8, num_heads=2, epsilon=1e-6, dtype=None, rngs=nnx.Rngs(0))
+    layer.proj.kernel.value = jnp.asarray(rng.normal(size=(1, 1, 8, 8)), jnp.float32)
+    normed = np.asarray(layer.norm(jnp.asarray(x)), np.float64).reshape(2, 15, 8)
+    qkv = normed @ np.asarray(layer.qkv.kernel.value[0, 0], np.float64)
+    # Channels are (head, channel, {q, k, v}).
+    q, k, v = np.moveaxis(qkv.reshape(2, 15, 2, 4, 3), -1, 0)
+    logits = np.einsum("bqhc,bkhc->bhqk", q, k) / 2
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    mixed = np.einsum("bhqk,bkhc->bqhc", weights, v).reshape(2, 3, 5, 8)
+    expected = x + mixed @ np.asarray(layer.proj.kernel.value[0, 0])
+    np.testing.assert_allclose(layer(jnp.asarray(x)), expected, atol=1e-4)
+
+
+def test_positional_embedding_equals_the_formula():
+    values = np.array([-1.3, 0.0, 0.7], np.float32)
+    frequencies = 10_000.0 ** -(np.arange(8) / 7)
+    angles = values[:, None] * frequencies
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    found = positional_embedding(jnp.asarray(values), 16)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_resampling_averages_and_repeats():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(downsample(x)[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])
+    up = upsample(x)
+    assert up.shape == (1, 8, 8, 1)
+    np.testing.assert_array_equal(up[0, ::2, 1::2, 0], x[0, :, :, 0])
+    np.testing.assert_array_equal(downsample(up), x)
+
+
+def test_dropout_keeps_the_mean_and_needs_a_key():
+    x = jnp.ones((100, 100))
+    np.testing.assert_array_equal(dropout(x, 0.3, None), x)
+    dropped = dropout(x, 0.3, jax.random.key(0))
+    assert float((dropped == 0).mean()) == pytest.approx(0.3, abs=0.02)
+    assert float(dropped.mean()) == pytest.approx(1, abs=0.03)
+
+
+@pytest.fixture(scope="module")
+def unet():
+    config = SongUNetConfig(
+        4,
+        (1, 2),
+        num_blocks=1,
+        attention_resolutions=(2,),
+        label_dim=3,
+        condition_dim=2,
+        dropout=0.5,
+    )
+    network = build_network(config, (4, 8, 1))
+    params = jax.tree.map(lambda p: p + 0.05, network.init(jax.random.key(0)))
+    apply = jax.jit(network.apply)
+    x = jax.random.normal(jax.random.key(1), (2, 4, 8, 1))
+    return network, params, apply, x, jnp.asarray([0.1, -0.4])
+
+
+def test_images_need_not_be_square(unet):
+    _, params, apply, x, c_noise = unet
+    assert apply(params, x, c_noise).shape == x.shape
+
+
+def test_no_labels_are_zero_labels_and_no_condition_is_a_zero_condition(unet):
+    _, params, apply, x, c_noise = unet
+    neutral = apply(
+        params, x, c_noise, labels=jnp.zeros((2, 3)), condition=jnp.zeros((2, 2))
+    )
+    np.testing.assert_allclose(apply(params, x, c_noise), neutral, atol=1e-6)
+
+
+def test_labels_condition_noise_and_dropout_all_matter(unet):
+    _, params, apply, x, c_noise = unet
+    plain = apply(params, x, c_noise)
+    for other in (
+        apply(params, x, c_noise + 0.5),
+        apply(params, x, c_noise, labels=jnp.eye(3)[:2]),
+        apply(params, x, c_noise, condition=jnp.ones((2, 2))),
+        apply(params, x, c_noise, dropout_key=jax.random.key(2)),
+    ):
+        assert float(jnp.abs(other - plain).max()) > 1e-4
+
+
+def test_parameters_are_a_plain_nested_dict_of_float32(unet):
+    _, params, *_ = unet
+
+    def check(tree):
+        for name, value in tree.items():
+            assert isinstance(name, str)
+            if isinstance(value, dict):
+                check(value)
+            else:
+                assert value.dtype == jnp.float32
+
+    assert type(params) is dict
+    check(params)
+
+
+@pytest.mark.parametrize(
+    ("config", "event", "says"),
+    [
+        (SongUNetConfig(), (30, 32, 3), "divisible by 4"),
+        (SongUNetConfig(), (2,), "divisible by 4"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(config, event, says):
+    with pytest.raises(InputError, match=says):
+        build_network(config, event)
+
+
+def test_unknown_inputs_are_refused():
+    network = build_network(MLPConfig(width=4, num_layers=1), (2,))
+    params, x = network.init(jax.random.key(0)), jnp.ones((1, 2))
+    with pytest.raises(InputError, match="no labels"):
+        network.apply(params, x, jnp.ones(1), labels=jnp.ones((1, 2)))
+    with pytest.raises(InputError, match="shape"):
+        network.apply(params, jnp.ones((1, 3)), jnp.ones(1))
+
+
+@pytest.mark.slow
+def test_the_published_size_runs_at_32x32():
+    network = build_network(SongUNetConfig(model_channels=32), (32, 32, 3))
+    params = network.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    assert jax.jit(network.apply)(params, x, jnp.zeros(2)).shape == x.shape
