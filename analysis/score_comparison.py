@@ -134,6 +134,8 @@ def compare_denoisers(
     """
     sigmas = np.asarray(sigmas, np.float64)
     images = to_data_units(images)
+    if not (np.isfinite(sigmas) & (sigmas > 0)).all():
+        raise InputError(f"sigmas are {sigmas}; each must be finite and > 0")
     if not candidates or sigmas.ndim != 1 or not sigmas.size or not len(images):
         raise InputError(
             f"{len(candidates)} candidates, sigmas of shape {sigmas.shape} and "

@@ -1,0 +1,188 @@
+"""Command lines: one line of error and status 2, and what they do when all is well."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import InputError
+from configs.presets import load_preset, preset_names
+from configs.schema import ExperimentConfig
+from diffusion import train as train_entry
+from diffusion.command_line import exit_on_error, parse_options, split_positional
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def errors_of(main, arguments: list[str], monkeypatch, capsys) -> str:
+    """Run an entry module's main as the command line does; return its error line."""
+    monkeypatch.setattr(sys, "argv", ["prog", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        exit_on_error(main)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("digts", "unknown preset 'digts'; did you mean 'digits'?"),
+        ("", "the preset comes first"),
+        ("--workdir x", "the preset comes first, but '--workdir' was given"),
+        ("digits --optim.learning-rat 1", "did you mean '--optim.learning-rate'?"),
+        (
+            "digits --optim.learning-rate abc",
+            "--optim.learning-rate: could not convert",
+        ),
+        ("digits --optim.learning-rate -1", "it must be a finite number > 0"),
+        ("digits --network.dtype float33", "did you mean 'float32'?"),
+        ("digits --training.num-steps 1.5", "--training.num-steps: invalid literal"),
+        ("digits --data.held-out-fraction 1", "in [0, 1)"),
+        ("digits --workdir", "Missing value for argument '--workdir'"),
+        ("digits extra", "unexpected argument 'extra'"),
+        (
+            "digits --data.name digit",
+            "unknown data set 'digit'; did you mean 'digits'?",
+        ),
+    ],
+)
+def test_training_mistakes_get_one_line(arguments, says, monkeypatch, capsys):
+    line = errors_of(train_entry.main, arguments.split(), monkeypatch, capsys)
+    assert says in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("", "the workdir comes first"),
+        ("{run} --sampler.solver hune", "unknown solver 'hune'; did you mean 'heun'?"),
+        ("{run} --sampler.schedule karas", "did you mean 'karras'?"),
+        ("{run} --sampler.teleport 90", "sampler.teleport is 90.0"),
+        ("{run} --sampler.sigma-min 0", "sampler.sigma_min is 0.0; it must be > 0"),
+        ("{run} --num-samples 0", "it must be >= 1"),
+        ("{run} --step 3", "no checkpoint of step 3"),
+        ("{run} --sampler.teleport 9 --sampler.gaussian none.npz", "no Gaussian at"),
+        ("{run} --outdir {run}", "exists already"),
+        ("nowhere", "no checkpoint in nowhere; train one with"),
+    ],
+)
+def test_sampling_mistakes_get_one_line(arguments, says, tiny_run, monkeypatch, capsys):
+    from samplers import generate
+
+    words = arguments.format(run=tiny_run).split()
+    assert says in errors_of(generate.main, words, monkeypatch, capsys)
+
+
+def test_comparing_mistakes_get_one_line(tmp_path, monkeypatch, capsys):
+    from analysis import compare
+
+    for words, says in [
+        ([], "the workdir comes first"),
+        ([str(tmp_path)], "no checkpoint in"),
+        ([str(tmp_path), "--sigmas", "0"], "each must be finite and > 0"),
+    ]:
+        assert says in errors_of(compare.main, words, monkeypatch, capsys)
+
+
+def test_a_read_only_disk_is_one_line(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    words = ["digits", "--workdir", str(tmp_path / "file" / "run")]
+    assert "error: " in errors_of(train_entry.main, words, monkeypatch, capsys)
+
+
+def test_options_change_just_their_field():
+    default = load_preset("digits")
+    changed = parse_options(
+        default,
+        ["--optim.learning-rate", "2e-3", "--network.channel-mult", "1", "2"],
+        program="p",
+        description="d",
+    )
+    assert changed.optim.learning_rate == 2e-3
+    assert changed.network.channel_mult == (1, 2)
+    assert changed.training == default.training
+
+
+def test_help_lists_fields_with_their_documentation(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_options(
+            load_preset("digits"), ["--help"], program="p", description="what it does"
+        )
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "--optim.learning-rate" in text
+    assert "Peak learning rate" in text
+    assert "what it does" in text
+
+
+def test_every_preset_loads():
+    assert {"digits", "mixture2d"} <= set(preset_names())
+    for name in preset_names():
+        assert isinstance(load_preset(name), ExperimentConfig)
+
+
+def test_the_positional_argument_may_be_asked_for_help():
+    assert split_positional(["--help"], "the preset", "e") == (None, ["--help"])
+    with pytest.raises(InputError, match="comes first"):
+        split_positional(["--seed", "1"], "the preset", "e")
+
+
+def test_interruption_is_said_and_has_its_own_status(capsys):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        exit_on_error(interrupted)
+    assert stop.value.code == 130
+    assert "the same command again goes on" in capsys.readouterr().err
+
+
+def test_generate_writes_images_and_a_record(tiny_run, tmp_path, monkeypatch, capsys):
+    from samplers import generate
+
+    def draw(name: str, *options: str) -> Path:
+        words = [str(tiny_run), "--outdir", str(tmp_path / name), *options]
+        monkeypatch.setattr(sys, "argv", ["prog", *words])
+        exit_on_error(generate.main)
+        return tmp_path / name
+
+    options = ("--sampler.num-points", "6", "--block-size", "4")
+    five = draw("five", *options, "--num-samples", "5")
+    record = json.loads((five / "record.json").read_text())
+    assert record["nfe"] == 11
+    assert len(record["sigmas"]) == 6
+    assert record["sampler"]["solver"] == "heun"
+    samples = np.load(five / "samples.npy")
+    assert samples.shape == (5, 8, 8, 1)
+    assert sorted(p.name for p in five.glob("*.png")) == [
+        f"{i:06d}.png" for i in range(5)
+    ]
+    pixels = np.asarray(Image.open(five / "000003.png"), np.float64)
+    expected = np.clip(np.round((samples[3, :, :, 0] + 1) * 127.5), 0, 255)
+    np.testing.assert_array_equal(pixels, expected)
+    # Image i is bitwise the same whatever the number asked for.
+    two = np.load(draw("two", *options, "--num-samples", "2") / "samples.npy")
+    np.testing.assert_array_equal(two, samples[:2])
+    short = draw("short", *options, "--num-samples", "2", "--sampler.teleport", "9")
+    record = json.loads((short / "record.json").read_text())
+    assert record["sigmas"][0] <= 9
+    assert record["nfe"] == 2 * len(record["sigmas"]) - 1 < 11
+    assert "network calls each" in capsys.readouterr().out
+
+
+def test_a_wrong_preset_does_not_wait_for_the_libraries():
+    program = (
+        "import sys; sys.argv = ['p', 'digts']\n"
+        "from diffusion.train import main\n"
+        "try: main()\n"
+        "except ValueError: pass\n"
+        "assert 'optax' not in sys.modules and 'orbax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
