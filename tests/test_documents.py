@@ -1,0 +1,79 @@
+"""What the documents show runs, and what they point to is there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def run(*arguments: str) -> str:
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return result.stdout
+
+
+def test_the_example_of_the_readme_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(code.splitlines()) <= 26
+    printed = run("-c", code)
+    assert "network calls: 35 and 23" in printed
+    assert 0 < float(printed.split("solver error: ")[1].split()[0]) < 0.2
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=str)
+def test_the_examples_run(path):
+    assert run(str(path))
+
+
+def test_a_teleport_in_the_example_beats_its_control():
+    printed = run("examples/teleport_mixture.py")
+    pairs = re.findall(r"grid (\S+) \(at sigma \* noise: (\S+)\)", printed)
+    assert len(pairs) == 4
+    assert all(3 * float(a) < float(b) for a, b in pairs[1:3])
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_links_between_documents_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_map_of_the_house_names_every_module():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for room in ("configs", "diffusion", "samplers", "analysis"):
+        for module in (ROOT / room).rglob("*.py"):
+            if module.name != "__init__.py":
+                assert module.name in text, f"{module} is not in architecture.md"
+
+
+def test_every_command_of_the_readme_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^    make (?:\S+=\S+ )?(\S+)", README, re.MULTILINE):
+        assert f"\n{target}:" in makefile
+    for module in re.findall(r"python -m (\S+)", README):
+        assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
+
+
+def test_nothing_tracked_is_large_or_names_a_registry():
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout: nothing is tracked")
+    paths = [ROOT / name for name in listed.stdout.split("\n") if name]
+    sizes = [path.stat().st_size for path in paths if path.is_file()]
+    assert sum(sizes) < 10 * 2**20
+    constraints = (ROOT / "constraints.txt").read_text()
+    assert "://" not in constraints and "--index" not in constraints
