@@ -74,7 +74,7 @@ def plot_explained_variance(
     FigureCanvasAgg(figure)
     panels = (
         (f"score of the {reference}", comparison.score),
-        (f"denoised image of the {reference}, minus the mean", comparison.denoised),
+        (f"denoised image of the {reference}", comparison.denoised),
     )
     for position, (title, summary) in enumerate(panels, start=1):
         axes = figure.add_subplot(1, 2, position)
@@ -90,7 +90,7 @@ def plot_explained_variance(
         axes.set_ylabel("explained variance (1 is perfect)")
         axes.axhline(0, color="0.6", lw=0.8)
         axes.grid(alpha=0.3)
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower center" if position == 2 else "lower right")
     return figure
 
 

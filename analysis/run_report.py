@@ -49,7 +49,7 @@ class ReportSettings(NamedTuple):
         seed: Seed of the samplers' noise and of the comparison's.
     """
 
-    num_samples: int = 256
+    num_samples: int = 128
     num_points: int = 18
     skip_points: int = 6
     sigmas: tuple[float, ...] = (

@@ -29,7 +29,7 @@ class TimedSamples(NamedTuple):
     Attributes:
         x: (n, *event), data units.
         nfe: Denoiser calls.
-        seconds: Wall time of all n samples, compilation excluded, best of two runs.
+        seconds: Wall time of all n samples, compilation excluded.
     """
 
     x: NDArray[np.float32]
@@ -115,14 +115,12 @@ def compare_starts(
 
 
 def _timed(draw: Callable[[], Solution]) -> TimedSamples:
-    """Draw three times; the first one compiles."""
-    solution = jax.block_until_ready(draw())
-    seconds = []
-    for _ in range(2):
-        started = time.perf_counter()
-        solution = jax.block_until_ready(draw())
-        seconds.append(time.perf_counter() - started)
-    return TimedSamples(np.asarray(solution.x), solution.nfe, min(seconds))
+    """Draw twice; the first time compiles."""
+    jax.block_until_ready(draw().x)
+    started = time.perf_counter()
+    solution = draw()
+    x = np.asarray(jax.block_until_ready(solution.x))
+    return TimedSamples(x, solution.nfe, time.perf_counter() - started)
 
 
 def _rms(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

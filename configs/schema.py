@@ -90,6 +90,8 @@ class SongUNetConfig:
     """Image heights at which blocks carry self-attention."""
     noise_embedding_scale: float = 1.0
     """c_noise is multiplied by this before its sines and cosines; 1 as published."""
+    adaptive_scale: bool = False
+    """Let the noise level scale and shift features, as in ADM; False as published."""
     dropout: float = 0.0
     """Probability that a feature is dropped in training, in [0, 1)."""
     label_dim: int = 0

@@ -173,7 +173,8 @@ class Attention(nnx.Module):
 class ResidualBlock(nnx.Module):
     """Two convolutions with the noise embedding between them, and a skip.
 
-    With `resample` "down" or "up", both branches change the resolution first.
+    The embedding is added before the second norm or, with `adaptive_scale`, scales and
+    shifts what comes out of it.  With `resample` "down" or "up", both branches change the resolution first.
     """
 
     def __init__(
@@ -185,6 +186,7 @@ class ResidualBlock(nnx.Module):
         resample: str | None = None,
         attention: bool = False,
         num_heads: int = 1,
+        adaptive_scale: bool = False,
         dropout_rate: float = 0.0,
         skip_scale: float = math.sqrt(0.5),
         epsilon: float = 1e-6,
@@ -197,7 +199,9 @@ class ResidualBlock(nnx.Module):
         self.skip_scale = skip_scale
         self.norm0 = GroupNorm(channels_in, epsilon=epsilon, rngs=rngs)
         self.conv0 = conv(channels_in, channels_out, 3, dtype=dtype, rngs=rngs)
-        self.affine = linear(embedding_channels, channels_out, dtype=dtype, rngs=rngs)
+        self.adaptive_scale = adaptive_scale
+        width = channels_out * (2 if adaptive_scale else 1)
+        self.affine = linear(embedding_channels, width, dtype=dtype, rngs=rngs)
         self.norm1 = GroupNorm(channels_out, epsilon=epsilon, rngs=rngs)
         self.conv1 = conv(
             channels_out, channels_out, 3, dtype=dtype, rngs=rngs, gain=ZERO_GAIN
@@ -225,8 +229,13 @@ class ResidualBlock(nnx.Module):
         """Map (B, H, W, C_in) and the embedding (B, E) to (B, H', W', C_out)."""
         change = {"down": downsample, "up": upsample, None: lambda y: y}[self.resample]
         y = self.conv0(change(jax.nn.silu(self.norm0(x))))
-        y = y + self.affine(embedding)[:, None, None, :]
-        y = jax.nn.silu(self.norm1(y))
+        shift = self.affine(embedding)[:, None, None, :]
+        if self.adaptive_scale:
+            scale, shift = jnp.split(shift, 2, axis=-1)
+            y = self.norm1(y) * (scale + 1) + shift
+        else:
+            y = self.norm1(y + shift)
+        y = jax.nn.silu(y)
         y = self.conv1(dropout(y, self.dropout_rate, dropout_key))
         skip = x if self.skip is None else self.skip(change(x))
         y = (y + skip) * self.skip_scale

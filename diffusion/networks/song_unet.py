@@ -34,6 +34,7 @@ class SongUNetFields(Protocol):
 
     model_channels: int
     noise_embedding_scale: float
+    adaptive_scale: bool
     channel_mult: tuple[int, ...]
     num_blocks: int
     attention_resolutions: tuple[int, ...]
@@ -107,6 +108,7 @@ class SongUNet(nnx.Module):
             4 * config.model_channels,
             resample=resample,
             attention=attention,
+            adaptive_scale=config.adaptive_scale,
             dropout_rate=config.dropout,
             dtype=self.dtype,
             rngs=rngs,

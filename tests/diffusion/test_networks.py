@@ -45,7 +45,7 @@ def test_ddpmpp_has_the_published_number_of_parameters(config, event, count):
 def test_group_norm_equals_numpy():
     x = np.random.default_rng(0).normal(3, 2, size=(2, 4, 4, 16)).astype(np.float32)
     layer = GroupNorm(16, epsilon=1e-6, rngs=nnx.Rngs(0))
-    layer.scale.value, layer.bias.value = jnp.arange(16.0), jnp.arange(16.0) - 5
+    layer.scale[...], layer.bias[...] = jnp.arange(16.0), jnp.arange(16.0) - 5
     groups = x.astype(np.float64).reshape(2, 16, 4, 4)
     mean = groups.mean(axis=(1, 3), keepdims=True)
     deviation = np.sqrt(groups.var(axis=(1, 3), keepdims=True) + 1e-6)
@@ -65,16 +65,16 @@ def test_attention_equals_numpy():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 3, 5, 8)).astype(np.float32)
     layer = Attention(8, num_heads=2, epsilon=1e-6, dtype=None, rngs=nnx.Rngs(0))
-    layer.proj.kernel.value = jnp.asarray(rng.normal(size=(1, 1, 8, 8)), jnp.float32)
+    layer.proj.kernel[...] = jnp.asarray(rng.normal(size=(1, 1, 8, 8)), jnp.float32)
     normed = np.asarray(layer.norm(jnp.asarray(x)), np.float64).reshape(2, 15, 8)
-    qkv = normed @ np.asarray(layer.qkv.kernel.value[0, 0], np.float64)
+    qkv = normed @ np.asarray(layer.qkv.kernel[...][0, 0], np.float64)
     # Channels are (head, channel, {q, k, v}).
     q, k, v = np.moveaxis(qkv.reshape(2, 15, 2, 4, 3), -1, 0)
     logits = np.einsum("bqhc,bkhc->bhqk", q, k) / 2
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     mixed = np.einsum("bhqk,bkhc->bqhc", weights, v).reshape(2, 3, 5, 8)
-    expected = x + mixed @ np.asarray(layer.proj.kernel.value[0, 0])
+    expected = x + mixed @ np.asarray(layer.proj.kernel[...][0, 0])
     np.testing.assert_allclose(layer(jnp.asarray(x)), expected, atol=1e-4)
 
 
@@ -111,6 +111,7 @@ def unet():
         (1, 2),
         num_blocks=1,
         attention_resolutions=(2,),
+        adaptive_scale=True,
         label_dim=3,
         condition_dim=2,
         dropout=0.5,
@@ -186,6 +187,7 @@ def test_unknown_inputs_are_refused():
 @pytest.mark.slow
 def test_the_published_size_runs_at_32x32():
     network = build_network(SongUNetConfig(model_channels=32), (32, 32, 3))
+    assert network.num_parameters() > 3e6
     params = network.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
     assert jax.jit(network.apply)(params, x, jnp.zeros(2)).shape == x.shape

@@ -1,10 +1,18 @@
 """Noise grids against the published formula and numbers."""
 
+import doctest
+
 import numpy as np
 import pytest
 
 from configs import InputError
-from samplers import karras, log_linear, skip_above
+from samplers import karras, log_linear, schedules, skip_above
+
+
+def test_the_printed_examples_are_what_is_printed():
+    result = doctest.testmod(schedules)
+    assert result.attempted > 2
+    assert result.failed == 0
 
 
 def test_karras_is_the_published_formula():

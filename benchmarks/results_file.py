@@ -1,0 +1,47 @@
+"""What every benchmark writes: figures with date, machine, versions and command."""
+
+import datetime
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from diffusion.atomic import write_atomically
+from diffusion.training.record import versions
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return processor, cores, memory and system."""
+    model = platform.processor() or "unknown"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(pages / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def write_result(name: str, command: str, figures: dict[str, Any]) -> Path:
+    """Write ``benchmarks/results/<name>.json`` and return its path."""
+    values = {
+        "date": datetime.date.today().isoformat(),
+        "command": command,
+        "machine": describe_machine(),
+        "versions": versions(),
+        "figures": figures,
+    }
+    path = RESULTS / f"{name}.json"
+    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+    print(path)
+    return path
