@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 	&& { echo $$name; break; }; done)
 UV := $(shell command -v uv 2>/dev/null)
 RUN := .venv/bin/python
-STAMP := .venv/installed
+STAMP = .venv/installed-$(EXTRAS)
 EXTRAS ?= dev
 
 .PHONY: install lint test test-all demo

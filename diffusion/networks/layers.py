@@ -174,7 +174,8 @@ class ResidualBlock(nnx.Module):
     """Two convolutions with the noise embedding between them, and a skip.
 
     The embedding is added before the second norm or, with `adaptive_scale`, scales and
-    shifts what comes out of it.  With `resample` "down" or "up", both branches change the resolution first.
+    shifts what comes out of it.  With `resample` "down" or "up", both branches change
+    the resolution first.
     """
 
     def __init__(
