@@ -90,7 +90,7 @@ def plot_explained_variance(
         axes.set_ylabel("explained variance (1 is perfect)")
         axes.axhline(0, color="0.6", lw=0.8)
         axes.grid(alpha=0.3)
-        axes.legend(loc="lower center" if position == 2 else "lower right")
+        axes.legend(loc="center left" if position == 2 else "lower right")
     return figure
 
 
@@ -114,8 +114,7 @@ def plot_losses(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.plot(steps, _numbers(rows, key), color=colour, label=label)
     axes.set(xlabel="optimizer step", ylabel="weighted loss (1 at the start)")
     axes.set_title("Denoising loss over training")
-    axes.set_yscale("log")
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
@@ -141,8 +140,7 @@ def plot_loss_per_bin(rows: Sequence[Mapping[str, Any]]) -> Figure:
             axes.plot(steps, numbers, style, color=colour, label=label)
     axes.set(xlabel="optimizer step", ylabel="weighted loss")
     axes.set_title("Loss per noise level (dashed: held-out)")
-    axes.set_yscale("log")
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(alpha=0.3)
     axes.legend(title="sigma", fontsize=8, ncols=2)
     return figure
 

@@ -23,7 +23,16 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
     Raises:
         OSError: If the disk is full or read-only; `path` is then as it was before.
     """
-    path = Path(path)
+    try:
+        _write(Path(path), write)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(
+            f"cannot write {path}: {reason}; free some space or choose another folder"
+        ) from error
+
+
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -8,6 +8,7 @@ used.  `load_denoiser` turns a workdir into a `NeuralDenoiser`.
 
 import hashlib
 import logging
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ __all__ = ["Checkpoints", "load_denoiser"]
 _LEAF = "value"
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 
-# Orbax reports every missing sharding file and every skipped barrier as a warning.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax reports every missing sharding file as a warning, and an error that it also
+# raises with the traceback of each of its threads.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -79,6 +81,7 @@ class Checkpoints:
             OSError: If the disk is full or read-only, at the latest at the next call.
         """
         items = state._asdict()
+        self._require_space(sum(leaf.nbytes for leaf in jax.tree.leaves(items)))
         meta = {**meta, "digests": {name: _digests(items[name]) for name in items}}
         arguments = {name: ocp.args.StandardSave(_boxed(items[name])) for name in items}
         try:
@@ -88,6 +91,14 @@ class Checkpoints:
             )
         except _WRITE_ERRORS as error:
             raise self._write_error(error) from error
+
+    def _require_space(self, num_bytes: int) -> None:
+        """Refuse to begin what the disk cannot hold."""
+        free = shutil.disk_usage(self.folder).free
+        if free < num_bytes + 2**20:
+            raise self._write_error(
+                OSError(f"{free:,} bytes are free and {num_bytes + 2**20:,} needed")
+            )
 
     def wait(self) -> None:
         """Return once everything is on the disk.

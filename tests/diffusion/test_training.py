@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -369,6 +370,18 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tiny_run, tmp_path):
     assert len(result.stderr.splitlines()) == 1
     assert path.read_bytes() == before
     assert [p.name for p in workdir.glob(".gaussian*")] == []
+
+
+def test_a_disk_too_small_for_a_checkpoint_is_one_line(
+    tiny_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "diffusion.training.checkpoint.shutil.disk_usage",
+        lambda folder: SimpleNamespace(free=1000),
+    )
+    with pytest.raises(OSError, match="1,000 bytes are free") as caught:
+        train(tiny_config, tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_checkpoints_that_cannot_be_written_are_one_line(tiny_config, tmp_path):
