@@ -7,7 +7,6 @@ traceback and never more than a line.
 
 import contextlib
 import difflib
-import io
 import re
 import sys
 from collections.abc import Callable
@@ -37,9 +36,6 @@ def exit_on_error(main: Callable[[], None]) -> None:
     except (InputError, OSError) as error:
         text = " ".join(str(error).split())
         print(f"error: {text}", file=sys.stderr)
-        # Writer threads that fail after the first one must not bury that line.
-        sys.stderr.flush()
-        sys.stderr = io.StringIO()
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted; the same command again goes on", file=sys.stderr)

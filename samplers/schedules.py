@@ -38,7 +38,7 @@ def karras(
         InputError: If an argument is out of range.
 
     >>> karras(5).round(3)
-    array([8.000e+01, 1.753e+01, 2.515e+00, 1.700e-01, 2.000e-03])
+    array([8.0000e+01, 1.7528e+01, 2.5150e+00, 1.7000e-01, 2.0000e-03])
     """
     _check_range(num_points, sigma_min, sigma_max)
     if not (math.isfinite(rho) and rho > 0):
