@@ -7,6 +7,7 @@ traceback and never more than a line.
 
 import contextlib
 import difflib
+import io
 import re
 import sys
 from collections.abc import Callable
