@@ -100,7 +100,9 @@ def test_resume_is_bitwise_equal_with_the_unet(tiny_unet, tmp_path):
         data=dataclasses.replace(digits.data, horizontal_flip=True),
         optim=dataclasses.replace(digits.optim, clip_norm=1.0),
     )
-    config = with_training(config, batch_size=8, evaluation_images=16)
+    config = with_training(
+        config, batch_size=8, log_every_steps=40, evaluation_images=16
+    )
     train(with_training(config, num_steps=200), tmp_path / "once")
     train(with_training(config, num_steps=100), tmp_path / "twice")
     program = (
