@@ -79,7 +79,9 @@ def predicted_noise(denoiser: Denoiser, x: ArrayLike, sigma: ArrayLike) -> Array
     return ((x - denoiser(x, jnp.asarray(sigma))) / noise_level).astype(x.dtype)
 
 
-def expand_sigma(sigma: ArrayLike, x: Array, *, allow_zero: bool = False) -> Array:
+def expand_sigma(
+    sigma: ArrayLike, x: Array, *, allow_zero: bool = False, name: str = "sigma"
+) -> Array:
     """Shape sigma so that it broadcasts against a batch, and check it.
 
     The result has at least 32 bits: noise levels span five decades, which bfloat16
@@ -89,6 +91,7 @@ def expand_sigma(sigma: ArrayLike, x: Array, *, allow_zero: bool = False) -> Arr
         sigma: () or (B,).
         x: (B, *event).
         allow_zero: Whether sigma = 0 is meaningful for the caller.
+        name: What an error calls it.
 
     Returns:
         sigma as (1, ..., 1) or (B, 1, ..., 1), with as many axes as `x`.
@@ -106,21 +109,21 @@ def expand_sigma(sigma: ArrayLike, x: Array, *, allow_zero: bool = False) -> Arr
             f"x has dtype {x.dtype}; give floats in data units (uint8: x / 127.5 - 1)"
         )
     if not isinstance(sigma, Tracer):
-        _check_values(np.asarray(sigma), allow_zero)
+        _check_values(np.asarray(sigma), allow_zero, name)
     level = jnp.asarray(sigma, dtype=jnp.promote_types(x.dtype, jnp.float32))
     if level.shape not in ((), (1,), (x.shape[0],)):
         raise InputError(
-            f"sigma has shape {level.shape}; it must be () or ({x.shape[0]},), "
-            "one noise level per sample"
+            f"{name} has shape {level.shape}; it must be () or ({x.shape[0]},), "
+            "one value per sample"
         )
     return level.reshape((-1,) + (1,) * (x.ndim - 1))
 
 
-def _check_values(sigma: np.ndarray, allow_zero: bool) -> None:
+def _check_values(sigma: np.ndarray, allow_zero: bool, name: str) -> None:
     allowed = (sigma >= 0) if allow_zero else (sigma > 0)
     if not np.all(allowed & np.isfinite(sigma)):
         bound = ">= 0" if allow_zero else "> 0"
         raise InputError(
-            f"sigma contains {sigma[~(allowed & np.isfinite(sigma))].flat[0]}; "
-            f"every noise level must be a finite number {bound}"
+            f"{name} contains {sigma[~(allowed & np.isfinite(sigma))].flat[0]}; "
+            f"every value must be a finite number {bound}"
         )

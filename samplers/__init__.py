@@ -5,11 +5,12 @@ from samplers.heun import Heun
 from samplers.sampling import sample, sample_blocks, teleport
 from samplers.schedules import karras, log_linear, skip_above
 from samplers.solver import Solution, Solver, Trace, integrate
-from samplers.start import Prior, Start, Teleport
+from samplers.start import MomentMatched, Prior, Start, Teleport
 
 __all__ = [
     "Euler",
     "Heun",
+    "MomentMatched",
     "Prior",
     "Solution",
     "Solver",

@@ -21,8 +21,8 @@ from configs.errors import InputError, choice_error
 from configs.schema import SamplerConfig, to_dict
 from diffusion.atomic import write_atomically
 from diffusion.closed_form import load_gaussian
+from diffusion.progress import Progress
 from diffusion.training.checkpoint import load_denoiser
-from diffusion.training.log import Progress
 from diffusion.training.record import read_record, versions
 from samplers.euler import Euler
 from samplers.heun import Heun

@@ -2,7 +2,9 @@
 
 `Prior` takes sigma * noise.  `Teleport` takes sigma_max * noise and moves it to the
 first grid point with the exact probability flow of a Gaussian: no network call is spent
-above that point (Wang & Vastola, arXiv 2412.09726).
+above that point (Wang & Vastola, arXiv 2412.09726).  `MomentMatched` draws from the
+noised Gaussian itself: the limit of infinite sigma_max, with the mean added (Raya &
+Ambrogioni, arXiv 2305.19693).
 """
 
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from jax.typing import ArrayLike
 from configs.errors import InputError
 from diffusion.closed_form import GaussianDenoiser
 
-__all__ = ["Prior", "Start", "Teleport"]
+__all__ = ["MomentMatched", "Prior", "Start", "Teleport"]
 
 
 class Start(Protocol):
@@ -68,3 +70,25 @@ class Teleport:
         noise = jnp.asarray(noise)
         x = (jnp.asarray(self.sigma_max) * noise).astype(noise.dtype)
         return self.gaussian.flow(x, self.sigma_max, sigma)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MomentMatched:
+    """x = mean + (covariance + sigma^2 I)^(1/2) noise of a Gaussian.
+
+    Unlike `Teleport` it has no error from a finite sigma_max.
+
+    Args:
+        gaussian: The Gaussian of the training images.
+    """
+
+    gaussian: GaussianDenoiser
+
+    def __call__(self, noise: Array, sigma: ArrayLike) -> Array:
+        """Return samples at `sigma`, (B, *event).
+
+        Raises:
+            InputError: If the shapes do not fit.
+        """
+        return self.gaussian.from_white(noise, sigma)

@@ -1,16 +1,46 @@
 """Denoisers in closed form: no training, only moments of the data."""
 
-from diffusion.closed_form.gaussian import (
-    GaussianDenoiser,
-    fit_gaussian,
-    isotropic_gaussian,
+from diffusion.closed_form.edgeworth import EdgeworthDenoiser
+from diffusion.closed_form.em import (
+    EMResult,
+    fit_class_mixture,
+    fit_mixture,
+    run_em,
 )
+from diffusion.closed_form.empirical import EmpiricalDenoiser, Neighbours
+from diffusion.closed_form.gaussian import GaussianDenoiser, isotropic_gaussian
 from diffusion.closed_form.gaussian_file import load_gaussian, save_gaussian
+from diffusion.closed_form.mixture import MixtureDenoiser
+from diffusion.closed_form.moments import (
+    Moments,
+    accumulate_moments,
+    class_moments,
+    covariance,
+    fit_gaussian,
+    merge,
+    principal_components,
+)
+from diffusion.closed_form.randomized_pca import fit_gaussian_streaming
 
 __all__ = [
+    "EMResult",
+    "EdgeworthDenoiser",
+    "EmpiricalDenoiser",
     "GaussianDenoiser",
+    "MixtureDenoiser",
+    "Moments",
+    "Neighbours",
+    "accumulate_moments",
+    "class_moments",
+    "covariance",
+    "fit_class_mixture",
     "fit_gaussian",
+    "fit_gaussian_streaming",
+    "fit_mixture",
     "isotropic_gaussian",
     "load_gaussian",
+    "merge",
+    "principal_components",
+    "run_em",
     "save_gaussian",
 ]

@@ -12,24 +12,30 @@ orthonormal columns and v is the residual variance of the complement,
 with z = x - mean, c = U^T z and z_perp = z - U c.  D is the Wiener filter: the best
 affine denoiser of any density with these two moments.  Source: Wang & Vastola, arXiv
 2412.09726 (residual variance added here); the second line is their teleportation.
+
+A process x_t = alpha x0 + sigma n is the same frame scaled: x_t / alpha at noise level
+sigma / alpha.
 """
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from configs.errors import InputError
+from diffusion.closed_form.checks import check_event, check_variances
 from diffusion.denoiser import expand_sigma
 
-__all__ = ["GaussianDenoiser", "fit_gaussian", "isotropic_gaussian"]
+if TYPE_CHECKING:
+    from diffusion.closed_form.edgeworth import EdgeworthDenoiser
+
+__all__ = ["GaussianDenoiser", "isotropic_gaussian"]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-_BLOCK_ELEMENTS = 2**24
 
 
 @jax.tree_util.register_dataclass
@@ -61,25 +67,100 @@ class GaussianDenoiser:
             x, self.variances / (self.variances + s2), v / (v + s2)
         )
 
-    def flow(self, x: Array, sigma_from: ArrayLike, sigma_to: ArrayLike) -> Array:
+    def flow(
+        self,
+        x: Array,
+        sigma_from: ArrayLike,
+        sigma_to: ArrayLike,
+        *,
+        alpha_from: ArrayLike = 1.0,
+        alpha_to: ArrayLike = 1.0,
+    ) -> Array:
         """Move samples along the probability-flow ODE, exactly.
 
+        For x_t = alpha x0 + sigma n every mode scales by sqrt((alpha_to^2 v +
+        sigma_to^2) / (alpha_from^2 v + sigma_from^2)) about alpha times the mean; alpha
+        is 1 in the house frame, sqrt(1 - sigma^2) in the VP one and 1 - sigma in flow
+        matching.
+
         Args:
-            x: Samples at noise level `sigma_from`, (B, *event).
+            x: Samples at (`alpha_from`, `sigma_from`), (B, *event).
             sigma_from: () or (B,), above 0.
             sigma_to: () or (B,), above 0; may be larger or smaller than `sigma_from`.
+            alpha_from: () or (B,), above 0.
+            alpha_to: () or (B,), above 0.
 
         Returns:
-            The same trajectories at `sigma_to`, (B, *event), in the dtype of `x`.
+            The same trajectories at (`alpha_to`, `sigma_to`), (B, *event), in the dtype
+            of `x`.
 
         Raises:
-            InputError: If a shape does not fit or a sigma is not finite and above 0.
+            InputError: If a shape does not fit, or a sigma or alpha is not finite and
+                above 0.
         """
         x = jnp.asarray(x)
-        a, b = self._levels(x, sigma_from) ** 2, self._levels(x, sigma_to) ** 2
+        a, b = self._levels(x, sigma_from), self._levels(x, sigma_to)
+        scale_from = self._levels(x, alpha_from, name="alpha")
+        scale_to = self._levels(x, alpha_to, name="alpha")
+        a, b = (a / scale_from) ** 2, (b / scale_to) ** 2
         v = jnp.asarray(self.residual_variance)
         gains = jnp.sqrt((b + self.variances) / (a + self.variances))
-        return self._scale_modes(x, gains, jnp.sqrt((b + v) / (a + v)))
+        rest = jnp.sqrt((b + v) / (a + v))
+        return self._scale_modes(x, gains, rest, scale_from, scale_to)
+
+    def denoiser_trajectory(
+        self, x: Array, sigma_from: ArrayLike, sigma_to: ArrayLike
+    ) -> Array:
+        """Return D along the trajectory through `x`, without following it.
+
+        D(x(sigma_to), sigma_to) = mean + sum_k xi_k c_k u_k + ..., with
+        xi_k = variances_k / sqrt((sigma_to^2 + variances_k)(sigma_from^2 +
+        variances_k)), which stays finite at sigma_to = 0 (arXiv 2412.09726).
+
+        Args:
+            x: Samples at `sigma_from`, (B, *event).
+            sigma_from: () or (B,), above 0.
+            sigma_to: () or (B,), at least 0.
+
+        Returns:
+            (B, *event), in the dtype of `x`.
+
+        Raises:
+            InputError: If a shape does not fit or a sigma is out of range.
+        """
+        x = jnp.asarray(x)
+        a = self._levels(x, sigma_from) ** 2
+        b = self._levels(x, sigma_to, allow_zero=True) ** 2
+
+        def gain(variance: Array) -> Array:
+            below = jnp.sqrt((b + variance) * (a + variance))
+            return variance / jnp.where(variance > 0, below, 1.0)
+
+        rest = gain(jnp.asarray(self.residual_variance))
+        return self._scale_modes(x, gain(jnp.asarray(self.variances)), rest)
+
+    def from_white(self, noise: Array, sigma: ArrayLike) -> Array:
+        """Return mean + (covariance + sigma^2 I)^(1/2) noise.
+
+        White noise becomes a sample of the noised Gaussian, mean and covariance
+        matched: the limit of `flow` from an infinite noise level, with the mean added
+        ("Gaussian late start", arXiv 2305.19693).
+
+        Args:
+            noise: Standard normal, (B, *event).
+            sigma: () or (B,), at least 0, data units.
+
+        Returns:
+            (B, *event), in the dtype of `noise`.
+
+        Raises:
+            InputError: If a shape does not fit or a sigma is out of range.
+        """
+        noise = jnp.asarray(noise)
+        s2 = self._levels(noise, sigma, allow_zero=True) ** 2
+        gains = jnp.sqrt(self.variances + s2)
+        rest = jnp.sqrt(self.residual_variance + s2)
+        return self._scale_modes(self.mean + noise, gains, rest).astype(noise.dtype)
 
     def log_density(self, x: Array, sigma: ArrayLike) -> Array:
         """Return log p(x; sigma) of the noised Gaussian, its normaliser included.
@@ -128,10 +209,7 @@ class GaussianDenoiser:
         mean = jnp.asarray(self.mean)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
         white = jax.vmap(lambda k: jax.random.normal(k, mean.shape, mean.dtype))(keys)
-        s2 = self._levels(white, sigma, allow_zero=True) ** 2
-        gains = jnp.sqrt(self.variances + s2)
-        rest = jnp.sqrt(self.residual_variance + s2)
-        return self._scale_modes(mean + white, gains, rest)
+        return self.from_white(white, sigma)
 
     def mean_variance(self) -> Array:
         """Return the variance averaged over all D directions, ()."""
@@ -139,35 +217,98 @@ class GaussianDenoiser:
         rest = (dimension - rank) * jnp.asarray(self.residual_variance)
         return (jnp.sum(self.variances) + rest) / dimension
 
-    def _levels(self, x: Array, sigma: ArrayLike, *, allow_zero: bool = False) -> Array:
+    def truncated(self, rank: int) -> "GaussianDenoiser":
+        """Keep the first `rank` directions; the others share their mean variance.
+
+        Args:
+            rank: In [0, R].
+
+        Returns:
+            A Gaussian of the same mean and of the same total variance.
+
+        Raises:
+            InputError: If `rank` is outside [0, R].
+        """
+        dimension, given = self.basis.shape
+        if not 0 <= rank <= given:
+            raise InputError(
+                f"rank is {rank}; this Gaussian can be cut to ranks in [0, {given}]"
+            )
+        if rank == given:
+            return self
+        rest = (dimension - given) * jnp.asarray(self.residual_variance)
+        residual = (jnp.sum(self.variances[rank:]) + rest) / (dimension - rank)
+        return GaussianDenoiser(
+            self.mean, self.basis[:, :rank], self.variances[:rank], residual
+        )
+
+    def isotropic(self) -> "GaussianDenoiser":
+        """Return N(mean, mean_variance I): the mean and the spread, no directions."""
+        return isotropic_gaussian(self.mean, self.mean_variance())
+
+    def mean_only(self) -> "GaussianDenoiser":
+        """Return the denoiser that always answers with the mean: variance 0."""
+        return isotropic_gaussian(self.mean, 0.0)
+
+    def with_third_cumulant(
+        self, images: ArrayLike, *, rank: int = 64
+    ) -> "EdgeworthDenoiser":
+        """Add the third cumulant of some images in the leading principal directions.
+
+        Args:
+            images: (N, *event), uint8 or data units: those the Gaussian was fitted to.
+            rank: Number of directions, at most R; the cumulant has rank^3 entries.
+
+        Returns:
+            See `EdgeworthDenoiser`.
+
+        Raises:
+            InputError: If the shapes do not fit or `rank` is not in [1, min(R, 64)].
+        """
+        from diffusion.closed_form.edgeworth import fit_third_cumulant
+
+        return fit_third_cumulant(self, images, rank)
+
+    def _levels(
+        self,
+        x: Array,
+        sigma: ArrayLike,
+        *,
+        allow_zero: bool = False,
+        name: str = "sigma",
+    ) -> Array:
         """Check the shapes; return sigma as (1, 1) or (B, 1) in the wide dtype."""
         event = jnp.shape(self.mean)
-        if x.shape[1:] != event:
-            raise InputError(
-                f"x has shape {x.shape}, but this Gaussian is over events of shape "
-                f"{event}: give ({'B, ' + ', '.join(map(str, event))})"
-            )
+        check_event(x, event, "Gaussian")
         basis, variances = jnp.shape(self.basis), jnp.shape(self.variances)
         if len(basis) != 2 or basis[0] != math.prod(event) or variances != basis[1:]:
             raise InputError(
                 f"a Gaussian over {event} needs basis ({math.prod(event)}, R) and "
                 f"variances (R,); given {basis} and {variances}"
             )
-        level = expand_sigma(sigma, x, allow_zero=allow_zero)
+        check_variances(self.variances, self.residual_variance)
+        level = expand_sigma(sigma, x, allow_zero=allow_zero, name=name)
         wide = jnp.promote_types(level.dtype, jnp.result_type(self.mean))
         return level.reshape(-1, 1).astype(wide)
 
-    def _project(self, x: Array) -> tuple[Array, Array]:
-        """Return z = x - mean as (B, D) and its coefficients U^T z as (B, R)."""
-        z = (x - self.mean).reshape(x.shape[0], -1)
+    def _project(self, x: Array, alpha: ArrayLike = 1.0) -> tuple[Array, Array]:
+        """Return z = x / alpha - mean as (B, D) and U^T z as (B, R)."""
+        z = x.reshape(x.shape[0], -1) / alpha - jnp.ravel(self.mean)
         return z, jnp.matmul(z, self.basis, precision=_HIGHEST)
 
     def _back_project(self, coefficients: Array) -> Array:
         return jnp.matmul(coefficients, jnp.transpose(self.basis), precision=_HIGHEST)
 
-    def _scale_modes(self, x: Array, gains: Array, rest: Array) -> Array:
+    def _scale_modes(
+        self,
+        x: Array,
+        gains: Array,
+        rest: Array,
+        alpha_from: ArrayLike = 1.0,
+        alpha_to: ArrayLike = 1.0,
+    ) -> Array:
         """Scale z by `gains` (., R) along the basis and by `rest` (., 1) off it."""
-        z, c = self._project(x)
+        z, c = self._project(x, alpha_from)
         dimension, rank = self.basis.shape
         # A full basis has no complement; leaving it out also avoids adding and
         # subtracting rest * z, which would cost digits where rest is large.
@@ -175,46 +316,8 @@ class GaussianDenoiser:
             scaled = self._back_project(gains * c)
         else:
             scaled = rest * z + self._back_project((gains - rest) * c)
-        return (self.mean + scaled.reshape(x.shape)).astype(x.dtype)
-
-
-def fit_gaussian(images: ArrayLike, rank: int | None = None) -> GaussianDenoiser:
-    """Fit mean and covariance of a data set in closed form.
-
-    The covariance is the biased one, sum (x - mean)(x - mean)^T / N: the Gaussian then
-    has exactly the moments of the empirical distribution, and its denoiser is the best
-    affine one for it.  Two passes in float64, in blocks.
-
-    Args:
-        images: (N, *event).  uint8 pixels become x / 127.5 - 1, floats stay as they
-            are.
-        rank: Number of principal directions to keep; None keeps all D.  The residual
-            variance is the mean of the dropped eigenvalues.
-
-    Returns:
-        A `GaussianDenoiser` with variances in decreasing order, float32 (float64 under
-        `jax.enable_x64`).
-
-    Raises:
-        InputError: If there are no images, a pixel is not finite, the dtype is neither
-            uint8 nor float, or `rank` is not in [1, D].
-    """
-    images = np.asarray(images)
-    _check_images(images)
-    dimension = math.prod(images.shape[1:])
-    rank = dimension if rank is None else rank
-    if not 1 <= rank <= dimension:
-        raise InputError(f"rank is {rank}; it must be in [1, {dimension}]")
-    mean, covariance = _moments(images.reshape(images.shape[0], -1))
-    eigenvalues, eigenvectors = np.linalg.eigh(covariance)
-    eigenvalues = np.maximum(eigenvalues[::-1], 0)
-    dropped = eigenvalues[rank:]
-    return GaussianDenoiser(
-        mean=jnp.asarray(mean.reshape(images.shape[1:])),
-        basis=jnp.asarray(eigenvectors[:, ::-1][:, :rank]),
-        variances=jnp.asarray(eigenvalues[:rank]),
-        residual_variance=jnp.asarray(dropped.mean() if dropped.size else 0.0),
-    )
+        moved = jnp.asarray(alpha_to) * (jnp.ravel(self.mean) + scaled)
+        return moved.reshape(x.shape).astype(x.dtype)
 
 
 def isotropic_gaussian(mean: Array, variance: ArrayLike) -> GaussianDenoiser:
@@ -234,41 +337,3 @@ def isotropic_gaussian(mean: Array, variance: ArrayLike) -> GaussianDenoiser:
         variances=jnp.zeros(0, mean.dtype),
         residual_variance=jnp.asarray(variance, mean.dtype),
     )
-
-
-def _check_images(images: np.ndarray) -> None:
-    if images.ndim < 2 or images.size == 0:
-        raise InputError(
-            f"images have shape {images.shape}; give at least one, as (N, *event)"
-        )
-    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise InputError(
-            f"images have dtype {images.dtype}; give uint8 pixels or floats"
-        )
-
-
-def _moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean (D,) and biased covariance (D, D) of (N, D) rows, in float64."""
-    count, dimension = rows.shape
-    size = max(1, _BLOCK_ELEMENTS // dimension)
-    starts = range(0, count, size)
-    mean = sum(_block(rows, i, size).sum(axis=0) for i in starts) / count
-    covariance = np.zeros((dimension, dimension))
-    for i in starts:
-        centred = _block(rows, i, size) - mean
-        covariance += centred.T @ centred
-    return np.asarray(mean), covariance / count
-
-
-def _block(rows: np.ndarray, start: int, size: int) -> np.ndarray:
-    """Return one block of rows as float64 in data units."""
-    part = rows[start : start + size]
-    block = part.astype(np.float64)
-    if part.dtype == np.uint8:
-        return block / 127.5 - 1
-    if not np.isfinite(block).all():
-        row = start + int(np.argmin(np.isfinite(block).all(axis=1)))
-        raise InputError(
-            f"image {row} holds NaN or infinite pixels; remove or repair it"
-        )
-    return block

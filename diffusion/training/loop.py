@@ -19,8 +19,9 @@ from diffusion.data import Batches, Split, load_split
 from diffusion.networks import build_network
 from diffusion.noise import LogNormal
 from diffusion.preconditioning import EDMPreconditioning
+from diffusion.progress import Progress
 from diffusion.training.checkpoint import Checkpoints
-from diffusion.training.log import MetricsLog, Progress, finite_or_none
+from diffusion.training.log import MetricsLog, finite_or_none
 from diffusion.training.record import Record, claim_workdir
 from diffusion.training.state import LossSums, TrainState, create_state
 from diffusion.training.step import (

@@ -204,11 +204,11 @@ def test_fit_recovers_the_biased_moments(rank):
 
 
 def test_fit_in_blocks_equals_fit_at_once(monkeypatch):
-    import diffusion.closed_form.gaussian as module
+    import diffusion.closed_form.moments as module
 
     images = np.random.default_rng(0).normal(size=(50, *EVENT)) + 1e3
     whole = fit_gaussian(images)
-    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", 7 * DIMENSION)
+    monkeypatch.setattr(module, "_FLOAT_BLOCK_ELEMENTS", 7 * DIMENSION)
     parts_of_it = fit_gaussian(images)
     np.testing.assert_allclose(parts_of_it.variances, whole.variances, rtol=1e-9)
 
