@@ -241,10 +241,6 @@ def _finished(history: Sequence[float], tolerance: float, num_passes: int) -> bo
     return gain < tolerance * abs(history[-2])
 
 
-def _assign(mixture: MixtureDenoiser, rows: Array) -> Assignment:
-    return mixture.assign(rows.reshape(len(rows), *mixture.means.shape[1:]))
-
-
 def _fit_clusters(
     rows: ImageRows,
     labels: NDArray[np.integer],

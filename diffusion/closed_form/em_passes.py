@@ -19,7 +19,7 @@ from diffusion.closed_form.component import (
     merge_rows,
 )
 from diffusion.closed_form.em_checkpoint import EMState
-from diffusion.closed_form.image_rows import Block, ImageRows
+from diffusion.closed_form.image_rows import ImageRows
 from diffusion.closed_form.mixture import Assignment, MixtureDenoiser
 
 __all__ = [
@@ -106,7 +106,7 @@ def minibatch_pass(
         step += 1
         mixture = build_mixture(components, rows)
         for block in rows.blocks(chosen):
-            found = _assign_block(mixture, block)
+            found = _assign(mixture, block.rows)
             densities.append(np.asarray(found.log_density, np.float64)[: block.count])
             p = np.asarray(found.responsibilities)[: block.count]
             share = decay * block.count / len(chosen)
@@ -135,7 +135,7 @@ def _memberships(
     weights: list[list[NDArray[np.float32]]] = [[] for _ in range(num_components)]
     densities, start = [], 0
     for block in rows.blocks():
-        found = _assign_block(mixture, block)
+        found = _assign(mixture, block.rows)
         p = np.asarray(found.responsibilities)[: block.count]
         densities.append(np.asarray(found.log_density, np.float64)[: block.count])
         for k in range(num_components):
@@ -153,17 +153,17 @@ def _memberships(
 def mean_log_likelihood(rows: ImageRows, mixture: MixtureDenoiser) -> float:
     """Return the mean log density of the images in nats, summed in float64."""
     parts = [
-        np.asarray(_assign_block(mixture, block).log_density, np.float64)[: block.count]
+        np.asarray(_assign(mixture, block.rows).log_density, np.float64)[: block.count]
         for block in rows.blocks()
     ]
     return float(np.concatenate(parts).mean())
 
 
-def _assign_block(mixture: MixtureDenoiser, block: Block) -> Assignment:
-    return _assign(mixture, block.rows)
-
-
 @jax.jit
+def _assign(mixture: MixtureDenoiser, rows: Array) -> Assignment:
+    return mixture.assign(rows.reshape(len(rows), *mixture.means.shape[1:]))
+
+
 def _assert_monotone(state: EMState, log_likelihood: float) -> None:
     """Stop where EM has done what it cannot do."""
     if not np.isfinite(log_likelihood):
