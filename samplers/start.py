@@ -12,6 +12,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
@@ -62,7 +63,7 @@ class Teleport:
             InputError: If `sigma` is above sigma_max or the shapes do not fit.
         """
         traced = any(isinstance(v, Tracer) for v in (sigma, self.sigma_max))
-        if not traced and jnp.any(jnp.asarray(sigma) > self.sigma_max):
+        if not traced and np.any(np.asarray(sigma) > np.asarray(self.sigma_max)):
             raise InputError(
                 f"sigma_skip is {sigma}, above sigma_max = {self.sigma_max}; teleport "
                 "to a lower noise level or raise sigma_max"
