@@ -24,6 +24,8 @@ class Options:
     """Seed of the noise on the probes."""
     step: int | None = None
     """Checkpoint to use; None for the newest."""
+    candidates: tuple[str, ...] = ()
+    """Files of diffusion.fit_closed_form to compare with too."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -48,7 +50,11 @@ def main() -> None:
     from analysis.comparison_report import write_comparison
 
     write_comparison(
-        workdir or "", options.sigmas, seed=options.seed, step=options.step
+        workdir or "",
+        options.sigmas,
+        seed=options.seed,
+        step=options.step,
+        candidates=options.candidates,
     )
 
 

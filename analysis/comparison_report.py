@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from analysis.candidates import gaussian_candidates
+from analysis.candidates import gaussian_candidates, load_candidates
 from analysis.plots import plot_explained_variance, save_figure
 from analysis.report import Report
 from analysis.score_comparison import Comparison, compare_denoisers
@@ -37,6 +37,7 @@ def compare_run(
     *,
     seed: int = 0,
     step: int | None = None,
+    candidates: Sequence[str | Path] = (),
 ) -> Comparison:
     """Compare a run's network with the closed forms of its training images.
 
@@ -47,12 +48,14 @@ def compare_run(
         sigmas: Noise levels, data units.
         seed: Seed of the noise.
         step: Checkpoint to use; None for the newest intact one.
+        candidates: Files of further closed forms.
 
     Returns:
-        The comparison with the Gaussian, the isotropic and the mean-isotropic model.
+        The comparison with the Gaussian, the isotropic and the mean-isotropic model,
+        and the candidates.
 
     Raises:
-        InputError: If there is no run or no such checkpoint.
+        InputError: If there is no run, no such checkpoint, or a file does not match.
     """
     denoiser = load_denoiser(workdir, step=step)
     gaussian = load_gaussian(Path(workdir) / "gaussian.npz")
@@ -60,7 +63,10 @@ def compare_run(
     held_out = split.held_out.images
     return compare_denoisers(
         denoiser,
-        gaussian_candidates(gaussian),
+        {
+            **gaussian_candidates(gaussian),
+            **load_candidates(candidates, gaussian.mean.shape),
+        },
         held_out if len(held_out) else split.training.images,
         np.asarray(sigmas),
         jax.random.key(seed),
@@ -81,6 +87,7 @@ def write_comparison(
     *,
     seed: int = 0,
     step: int | None = None,
+    candidates: Sequence[str | Path] = (),
 ) -> None:
     """Write ``comparison.csv``, ``explained_variance.png`` and ``comparison.html``.
 
@@ -89,12 +96,15 @@ def write_comparison(
         sigmas: Noise levels, data units.
         seed: Seed of the noise.
         step: Checkpoint to use; None for the newest intact one.
+        candidates: Files of further closed forms.
 
     Raises:
-        InputError: If there is no run or no such checkpoint.
+        InputError: If there is no run, no such checkpoint, or a file does not match.
         OSError: If something cannot be written.
     """
-    comparison = compare_run(workdir, sigmas, seed=seed, step=step)
+    comparison = compare_run(
+        workdir, sigmas, seed=seed, step=step, candidates=candidates
+    )
     folder = Path(workdir) / "comparison"
     rows = _rows(comparison)
     text = io.StringIO()

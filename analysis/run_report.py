@@ -30,7 +30,8 @@ from diffusion.atomic import write_atomically
 from diffusion.closed_form import load_gaussian
 from diffusion.training import load_denoiser, train
 from diffusion.training.log import finite_or_none, read_metrics
-from diffusion.training.record import read_record, versions
+from diffusion.training.record import read_record
+from diffusion.versions import versions
 from samplers import karras
 
 __all__ = ["ReportSettings", "is_complete", "run_demo", "write_run_report"]

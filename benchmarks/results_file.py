@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.atomic import write_atomically
-from diffusion.training.record import versions
+from diffusion.versions import versions
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -1,4 +1,7 @@
-"""Draw samples from a run: ``python -m samplers.generate WORKDIR [options]``."""
+"""Draw samples: ``python -m samplers.generate WORKDIR [options]``.
+
+Instead of a workdir, the ``.npz`` of a closed form will do.
+"""
 
 import sys
 from dataclasses import dataclass, field
@@ -26,7 +29,8 @@ class Options:
     step: int | None = None
     """Checkpoint to use; None for the newest."""
     outdir: str | None = None
-    """Folder to write to; None makes one in WORKDIR/samples named by the settings."""
+    """Folder to write to; None makes one in WORKDIR/samples named by the settings; of a
+    file, the folder beside it that is called like it."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -46,20 +50,26 @@ def main() -> None:
         Options(),
         rest,
         program=f"{_PROGRAM} {workdir or 'WORKDIR'}",
-        description="Draw samples from the network trained in WORKDIR.",
+        description="Draw samples from the network trained in WORKDIR, or from the "
+        "closed form in a file WORKDIR.npz.",
     )
     # Imported here: a wrong command line should not wait for the libraries.
     from samplers.generation import generate_samples
 
     generate_samples(
         workdir or "",
-        options.outdir or f"{workdir}/samples/{_folder_name(options)}",
+        options.outdir or f"{_home(workdir or '')}/samples/{_folder_name(options)}",
         options.sampler,
         num_samples=options.num_samples,
         seed=options.seed,
         block_size=options.block_size,
         step=options.step,
     )
+
+
+def _home(workdir: str) -> str:
+    """Return the workdir, or the folder beside a file that is named like it."""
+    return workdir.removesuffix(".npz")
 
 
 def _folder_name(options: Options) -> str:

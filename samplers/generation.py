@@ -1,4 +1,6 @@
-"""From a workdir to files of samples: `SamplerConfig` becomes solver, grid and start.
+"""From a model to files of samples: `SamplerConfig` becomes solver, grid and start.
+
+The model is the network of a workdir, or a closed form in a file.
 
 Writes ``samples.npy`` (N, *event) float32 in data units, one PNG per image where the
 samples are images, and, last of all, ``record.json`` with everything that produced
@@ -20,10 +22,12 @@ from PIL import Image
 from configs.errors import InputError, choice_error
 from configs.schema import SamplerConfig, to_dict
 from diffusion.atomic import write_atomically
-from diffusion.closed_form import load_gaussian
+from diffusion.closed_form import GaussianDenoiser, load_closed_form, load_gaussian
+from diffusion.denoiser import Denoiser
 from diffusion.progress import Progress
 from diffusion.training.checkpoint import load_denoiser
-from diffusion.training.record import read_record, versions
+from diffusion.training.record import read_record
+from diffusion.versions import versions
 from samplers.euler import Euler
 from samplers.heun import Heun
 from samplers.sampling import sample_blocks
@@ -31,7 +35,7 @@ from samplers.schedules import karras, log_linear, skip_above
 from samplers.solver import Solver
 from samplers.start import Prior, Start, Teleport
 
-__all__ = ["Sampler", "build_sampler", "generate_samples"]
+__all__ = ["Model", "Sampler", "build_sampler", "generate_samples", "load_model"]
 
 _SOLVERS = {"euler": Euler, "heun": Heun}
 
@@ -50,15 +54,55 @@ class Sampler(NamedTuple):
     start: Start
 
 
-def build_sampler(config: SamplerConfig, gaussian: str | Path) -> Sampler:
+class Model(NamedTuple):
+    """What to sample from.
+
+    Attributes:
+        denoiser: A network or a closed form.
+        event_shape: Shape of one sample.
+        gaussian: What to teleport with where the settings name nothing: a file, or the
+            model itself; None if there is none.
+    """
+
+    denoiser: Denoiser
+    event_shape: tuple[int, ...]
+    gaussian: Path | GaussianDenoiser | None
+
+
+def load_model(path: str | Path, *, step: int | None = None) -> Model:
+    """Load a network from its workdir, or a closed form from its file.
+
+    Args:
+        path: A run of `diffusion.training.train`, or an ``.npz`` of
+            `diffusion.fit_closed_form`.
+        step: Checkpoint to use; None for the newest intact one.
+
+    Raises:
+        InputError: If there is neither.
+    """
+    if Path(path).is_file():
+        if step is not None:
+            raise InputError(f"{path} has no steps; leave out --step {step}")
+        found = load_closed_form(path)
+        model = found.denoiser
+        own = model if isinstance(model, GaussianDenoiser) else None
+        return Model(model, found.event_shape, own)
+    denoiser = load_denoiser(path, step=step)
+    record = read_record(path)
+    assert record is not None, "load_denoiser has read it"
+    return Model(denoiser, record.event_shape, Path(path) / "gaussian.npz")
+
+
+def build_sampler(config: SamplerConfig, model: Model) -> Sampler:
     """Return the sampler of a configuration.
 
     Args:
         config: The settings.
-        gaussian: File of the Gaussian to teleport with, unless the settings name one.
+        model: What to sample from.
 
     Raises:
-        InputError: If a setting is unknown, or the Gaussian is asked for and missing.
+        InputError: If a setting is unknown, or the Gaussian is asked for and missing or
+            of other samples.
     """
     if config.solver not in _SOLVERS:
         raise choice_error("solver", config.solver, _SOLVERS)
@@ -69,7 +113,15 @@ def build_sampler(config: SamplerConfig, gaussian: str | Path) -> Sampler:
     solver = _SOLVERS[config.solver]()
     if config.teleport is None:
         return Sampler(solver, sigmas, Prior())
-    start = Teleport(load_gaussian(config.gaussian or gaussian), config.sigma_max)
+    gaussian = config.gaussian or model.gaussian
+    if gaussian is None:
+        raise InputError(
+            "teleporting needs a Gaussian, and this model is none; name one of the "
+            "same images with --sampler.gaussian FILE"
+        )
+    if not isinstance(gaussian, GaussianDenoiser):
+        gaussian = load_gaussian(gaussian, event_shape=model.event_shape)
+    start = Teleport(gaussian, config.sigma_max)
     return Sampler(solver, skip_above(sigmas, config.teleport), start)
 
 
@@ -83,10 +135,10 @@ def generate_samples(
     block_size: int = 256,
     step: int | None = None,
 ) -> None:
-    """Draw samples from a trained network and write them to a folder.
+    """Draw samples from a model and write them to a folder.
 
     Args:
-        workdir: A run of `diffusion.training.train`.
+        workdir: A run of `diffusion.training.train`, or the file of a closed form.
         outdir: Where to write; must not hold anything yet.
         config: Solver, grid and start.
         num_samples: How many; sample i depends on the seed and on i alone.
@@ -103,14 +155,12 @@ def generate_samples(
         raise InputError(
             f"{outdir} exists already; choose another --outdir or delete it"
         )
-    denoiser = load_denoiser(workdir, step=step)
-    record = read_record(workdir)
-    assert record is not None, "load_denoiser has read it"
-    sampler = build_sampler(config, Path(workdir) / "gaussian.npz")
-    shape = (num_samples, *record.event_shape)
+    model = load_model(workdir, step=step)
+    sampler = build_sampler(config, model)
+    shape = (num_samples, *model.event_shape)
     started = time.monotonic()
     blocks = sample_blocks(
-        denoiser,
+        model.denoiser,
         jax.random.key(seed),
         shape,
         sampler.sigmas,

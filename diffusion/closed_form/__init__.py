@@ -8,8 +8,15 @@ from diffusion.closed_form.em import (
     run_em,
 )
 from diffusion.closed_form.empirical import EmpiricalDenoiser, Neighbours
+from diffusion.closed_form.files import (
+    ClosedForm,
+    Provenance,
+    load_closed_form,
+    load_gaussian,
+    save_closed_form,
+    save_gaussian,
+)
 from diffusion.closed_form.gaussian import GaussianDenoiser, isotropic_gaussian
-from diffusion.closed_form.gaussian_file import load_gaussian, save_gaussian
 from diffusion.closed_form.mixture import MixtureDenoiser
 from diffusion.closed_form.moments import (
     Moments,
@@ -20,9 +27,11 @@ from diffusion.closed_form.moments import (
     merge,
     principal_components,
 )
+from diffusion.closed_form.published_pca import load_published_pca
 from diffusion.closed_form.randomized_pca import fit_gaussian_streaming
 
 __all__ = [
+    "ClosedForm",
     "EMResult",
     "EdgeworthDenoiser",
     "EmpiricalDenoiser",
@@ -30,6 +39,7 @@ __all__ = [
     "MixtureDenoiser",
     "Moments",
     "Neighbours",
+    "Provenance",
     "accumulate_moments",
     "class_moments",
     "covariance",
@@ -38,9 +48,12 @@ __all__ = [
     "fit_gaussian_streaming",
     "fit_mixture",
     "isotropic_gaussian",
+    "load_closed_form",
     "load_gaussian",
+    "load_published_pca",
     "merge",
     "principal_components",
     "run_em",
+    "save_closed_form",
     "save_gaussian",
 ]

@@ -100,13 +100,16 @@ class Run:
 
     def _write_gaussian(self) -> None:
         path = self.workdir / "gaussian.npz"
+        images = self.split.training.images
         if path.exists():
-            load_gaussian(path)
+            load_gaussian(
+                path, event_shape=images.shape[1:], data_digest=self.split.digest
+            )
             return
         save_gaussian(
             path,
-            fit_gaussian(self.split.training.images),
-            num_images=len(self.split.training.images),
+            fit_gaussian(images),
+            num_images=len(images),
             data_digest=self.split.digest,
         )
 

@@ -4,17 +4,16 @@ It holds the resolved configuration, what was measured on the data, and the vers
 the packages.  A run is resumed only with a configuration that does not contradict it.
 """
 
-import importlib.metadata
 import json
-import platform
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from configs.errors import InputError
 from configs.schema import ExperimentConfig, differing_fields, from_dict, to_dict
 from diffusion.atomic import write_atomically
+from diffusion.versions import versions
 
-__all__ = ["Record", "claim_workdir", "read_record", "versions"]
+__all__ = ["Record", "claim_workdir", "read_record"]
 
 # Fields that change how long a run goes on and what it keeps, but not what it computes.
 _FREE_FIELDS = (
@@ -22,7 +21,6 @@ _FREE_FIELDS = (
     "training.checkpoint_every_steps",
     "training.checkpoint_every_seconds",
 )
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class Record(NamedTuple):
@@ -125,14 +123,3 @@ def _as_json(record: Record) -> dict[str, Any]:
         },
         "versions": versions(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide the numbers."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "unknown"
-    return found

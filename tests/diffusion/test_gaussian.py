@@ -274,5 +274,5 @@ def test_bad_calls_get_one_line(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 broken"])
 def test_a_damaged_file_is_refused(tmp_path, content):
     (tmp_path / "g.npz").write_bytes(content)
-    with pytest.raises(InputError, match="not a Gaussian"):
+    with pytest.raises(InputError, match="not a closed form"):
         load_gaussian(tmp_path / "g.npz")
