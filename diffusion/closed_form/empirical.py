@@ -209,7 +209,7 @@ class EmpiricalDenoiser:
             "bk,bkd->bd", rough, v, precision=_HIGHEST
         )
         # Nothing but rounding is left of sums that the candidates exhaust.
-        empty = rest <= 1e-6 * sums.weight
+        empty = rest <= 16 * jnp.finfo(u.dtype).eps * sums.weight
         shift = jnp.maximum(jax.lax.stop_gradient(jnp.max(exact, axis=1)), 0.0)
         scale = jnp.where(empty, 0.0, jnp.exp(-shift))
         chosen = jnp.exp(exact - shift[:, None])
@@ -257,12 +257,14 @@ def _absorb(sums: _Sums, products: Array, s2: Array, v: Array, first: Array) -> 
     place and not in another.
     """
     top = jnp.maximum(sums.top, jnp.max(products, axis=1))
-    old = jnp.exp((sums.top - top) / s2[:, 0])
-    p = jnp.exp((products - top[:, None]) / s2)
+    old = _exp_below(sums.top, top, s2[:, 0])
+    p = _exp_below(products, top[:, None], s2)
     num_candidates = sums.best.shape[1]
     values, places = jax.lax.top_k(products, min(num_candidates, products.shape[1]))
     values = jnp.concatenate([sums.best, values], axis=1)
-    indices = jnp.concatenate([sums.indices, places + first], axis=1)
+    indices = jnp.concatenate(
+        [sums.indices, (places + first).astype(jnp.int32)], axis=1
+    )
     best, order = jax.lax.top_k(values, num_candidates)
     return _Sums(
         top=top,
@@ -271,6 +273,12 @@ def _absorb(sums: _Sums, products: Array, s2: Array, v: Array, first: Array) -> 
         best=best,
         indices=jnp.take_along_axis(indices, order, axis=1),
     )
+
+
+def _exp_below(value: Array, top: Array, s2: Array) -> Array:
+    """Return exp((value - top) / s2), 0 for -inf, with finite derivatives."""
+    known = value > -jnp.inf
+    return jnp.where(known, jnp.exp((jnp.where(known, value, top) - top) / s2), 0.0)
 
 
 def _data_units(points: Array, dtype: jnp.dtype) -> Array:
