@@ -101,14 +101,14 @@ class EdgeworthDenoiser:
 
 
 def fit_third_cumulant(
-    gaussian: GaussianDenoiser, images: ArrayLike, rank: int
+    gaussian: GaussianDenoiser, images: ArrayLike, rank: int | None = None
 ) -> EdgeworthDenoiser:
     """Estimate the third cumulant in the leading principal directions.
 
     Args:
         gaussian: Fitted to the same images.
         images: (N, *event), uint8 pixels or floats in data units.
-        rank: Number of directions, in [1, min(R, 64)].
+        rank: Number of directions, in [1, min(R, 64)]; None is the most.
 
     Returns:
         The corrected Gaussian; its K3 is biased (divided by N), like the covariance.
@@ -118,6 +118,7 @@ def fit_third_cumulant(
     """
     rows = ImageRows(images)
     largest = min(_LARGEST_RANK, gaussian.basis.shape[1])
+    rank = largest if rank is None else rank
     if not 1 <= rank <= largest:
         raise InputError(
             f"rank is {rank}; a third cumulant needs one in [1, {largest}]"

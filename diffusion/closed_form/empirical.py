@@ -65,7 +65,7 @@ class _Sums(NamedTuple):
 
 
 class _Posterior(NamedTuple):
-    """Sums over points relative to y_0: exp(logit - top), times v; and y_0 - c."""
+    """Sums over points relative to y_0: exp(logit - top), times v; and y_0."""
 
     top: Array
     weight: Array
@@ -91,9 +91,9 @@ class EmpiricalDenoiser:
     def __call__(self, x: Array, sigma: ArrayLike) -> Array:
         """Denoise (B, *event) at sigma () or (B,); see `Denoiser`."""
         x = jnp.asarray(x)
-        u, s2 = self._query(x, sigma)
-        sums = self._posterior(u, s2)
-        mean = self._centre(u.dtype) + sums.weighted / sums.weight[:, None]
+        rows, s2 = self._query(x, sigma)
+        sums = self._posterior(rows, s2)
+        mean = self._centre(rows.dtype) + sums.weighted / sums.weight[:, None]
         return mean.reshape(x.shape).astype(x.dtype)
 
     def log_density(self, x: Array, sigma: ArrayLike) -> Array:
@@ -110,10 +110,10 @@ class EmpiricalDenoiser:
             InputError: If a shape does not fit or a sigma is not finite and above 0.
         """
         x = jnp.asarray(x)
-        u, s2 = self._query(x, sigma)
-        sums = self._posterior(u, s2)
-        distance = jnp.sum((u - sums.nearest) ** 2, axis=1)
-        normaliser = u.shape[1] * jnp.log(2 * math.pi * s2[:, 0]) / 2
+        rows, s2 = self._query(x, sigma)
+        sums = self._posterior(rows, s2)
+        distance = jnp.sum((rows - sums.nearest) ** 2, axis=1)
+        normaliser = rows.shape[1] * jnp.log(2 * math.pi * s2[:, 0]) / 2
         log_sum = sums.top + jnp.log(sums.weight) - math.log(len(self.points))
         return (log_sum - distance / (2 * s2[:, 0]) - normaliser).astype(x.dtype)
 
@@ -133,11 +133,11 @@ class EmpiricalDenoiser:
         if not 1 <= k <= len(self.points):
             raise InputError(f"k is {k}; it must be in [1, {len(self.points)}]")
         x = jnp.asarray(x)
-        u, s2 = self._query(x, 1.0)
+        rows, s2 = self._query(x, 1.0)
         # More than asked for: the order of the last ones is settled by differences.
-        sums = self._scan(u, s2, min(len(self.points), k + _CANDIDATES))
-        candidates = self._rows(sums.indices, u.dtype)
-        squared = jnp.sum((u[:, None] - candidates) ** 2, axis=2)
+        sums = self._scan(rows, s2, min(len(self.points), k + _CANDIDATES))
+        candidates = self._rows(sums.indices, rows.dtype)
+        squared = jnp.sum((rows[:, None] - candidates) ** 2, axis=2)
         order = jnp.argsort(squared, axis=1, stable=True)[:, :k]
         distances = jnp.sqrt(jnp.take_along_axis(squared, order, axis=1))
         return Neighbours(jnp.take_along_axis(sums.indices, order, axis=1), distances)
@@ -170,7 +170,7 @@ class EmpiricalDenoiser:
         return values + expand_sigma(sigma, values, allow_zero=True) * noise
 
     def _query(self, x: Array, sigma: ArrayLike) -> tuple[Array, Array]:
-        """Check the shapes; return u = x - centre (B, D) and sigma^2 (B, 1)."""
+        """Check the shapes; return x as (B, D) and sigma^2 as (B, 1), wide."""
         shape = jnp.shape(self.points)
         if len(shape) < 2 or not shape[0]:
             raise InputError(f"points have shape {shape}; give (N, *event) with N >= 1")
@@ -179,8 +179,8 @@ class EmpiricalDenoiser:
         points_dtype = jnp.result_type(self.points)
         if jnp.issubdtype(points_dtype, jnp.floating):
             level = level.astype(jnp.promote_types(level.dtype, points_dtype))
-        u = x.reshape(x.shape[0], -1).astype(level.dtype) - self._centre(level.dtype)
-        return u, jnp.broadcast_to(level**2, (len(u), 1))
+        rows = x.reshape(x.shape[0], -1).astype(level.dtype)
+        return rows, jnp.broadcast_to(level**2, (len(rows), 1))
 
     def _centre(self, dtype: jnp.dtype) -> Array:
         """Return a point in the middle of the data, (D,), from at most 256 points."""
@@ -190,18 +190,18 @@ class EmpiricalDenoiser:
         return _data_units(few.reshape(len(few), -1), dtype).mean(axis=0)
 
     def _rows(self, indices: Array, dtype: jnp.dtype) -> Array:
-        """Return the centred points of some indices, (*indices, D)."""
-        points = jnp.asarray(self.points)
-        chosen = _data_units(points[indices], dtype)
-        return chosen.reshape(*indices.shape, -1) - self._centre(dtype)
+        """Return the points of some indices, (*indices, D)."""
+        chosen = _data_units(jnp.asarray(self.points)[indices], dtype)
+        return chosen.reshape(*indices.shape, -1)
 
-    def _posterior(self, u: Array, s2: Array) -> _Posterior:
+    def _posterior(self, rows: Array, s2: Array) -> _Posterior:
         """Return the sums over all points, with accurate logits for the nearest."""
-        sums = self._scan(u, s2, min(len(self.points), _CANDIDATES))
-        v = self._rows(sums.indices, u.dtype)
-        nearest = v[:, 0]
-        between = (u - nearest)[:, None] + (u[:, None] - v)
-        exact = jnp.sum((v - nearest[:, None]) * between, axis=2) / (2 * s2)
+        sums = self._scan(rows, s2, min(len(self.points), _CANDIDATES))
+        y = self._rows(sums.indices, rows.dtype)
+        nearest = y[:, 0]
+        between = (rows - nearest)[:, None] + (rows[:, None] - y)
+        exact = jnp.sum((y - nearest[:, None]) * between, axis=2) / (2 * s2)
+        v = y - self._centre(rows.dtype)
         # The candidates' share as the scan has it is taken out of its sums.
         rough = jnp.exp((sums.best - sums.top[:, None]) / s2)
         rest = sums.weight - jnp.sum(rough, axis=1)
@@ -209,7 +209,7 @@ class EmpiricalDenoiser:
             "bk,bkd->bd", rough, v, precision=_HIGHEST
         )
         # Nothing but rounding is left of sums that the candidates exhaust.
-        empty = rest <= 16 * jnp.finfo(u.dtype).eps * sums.weight
+        empty = rest <= 16 * jnp.finfo(rows.dtype).eps * sums.weight
         shift = jnp.maximum(jax.lax.stop_gradient(jnp.max(exact, axis=1)), 0.0)
         scale = jnp.where(empty, 0.0, jnp.exp(-shift))
         chosen = jnp.exp(exact - shift[:, None])
@@ -219,12 +219,13 @@ class EmpiricalDenoiser:
         )
         return _Posterior(shift, weight, weighted, nearest)
 
-    def _scan(self, u: Array, s2: Array, num_candidates: int) -> _Sums:
+    def _scan(self, rows: Array, s2: Array, num_candidates: int) -> _Sums:
         """Visit all points once, in chunks; return the sums and the best points."""
         points = jnp.asarray(self.points).reshape(len(self.points), -1)
         count, dimension = points.shape
         size = min(count, _CHUNK_ROWS, max(1, _CHUNK_ELEMENTS // dimension))
-        centre = self._centre(u.dtype)
+        centre = self._centre(rows.dtype)
+        u = rows - centre
 
         @jax.checkpoint
         def visit(sums: _Sums, start: Array) -> tuple[_Sums, None]:

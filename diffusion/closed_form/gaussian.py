@@ -251,13 +251,14 @@ class GaussianDenoiser:
         return isotropic_gaussian(self.mean, 0.0)
 
     def with_third_cumulant(
-        self, images: ArrayLike, *, rank: int = 64
+        self, images: ArrayLike, *, rank: int | None = None
     ) -> "EdgeworthDenoiser":
         """Add the third cumulant of some images in the leading principal directions.
 
         Args:
             images: (N, *event), uint8 or data units: those the Gaussian was fitted to.
-            rank: Number of directions, at most R; the cumulant has rank^3 entries.
+            rank: Number of directions; None is min(R, 64).  The cumulant has rank^3
+                entries.
 
         Returns:
             See `EdgeworthDenoiser`.
