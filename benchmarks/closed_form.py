@@ -7,11 +7,11 @@ Needs the extra `bench` (torch).  Nothing else should run meanwhile; takes 20 mi
 """
 
 import argparse
+import importlib.metadata
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from benchmarks.closed_form_fits import (
     measure_denoising_loss,
@@ -27,7 +27,7 @@ from benchmarks.closed_form_speed import (
     measure_teleport,
 )
 from benchmarks.images import generated_images, load_images
-from benchmarks.results_file import write_result
+from benchmarks.results_file import RESULTS, write_result
 
 _NEEDS_DATA = ("denoising_loss", "em", "held_out")
 
@@ -60,20 +60,25 @@ def main() -> None:
     """Measure each section and write what came out after each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--only", nargs="+", help="print these and write nothing")
+    parser.add_argument("--only", nargs="+", help="measure these, keep the others")
     options = parser.parse_args()
-    np.random.seed(0)
     figures: dict[str, Any] = {
         "images": "generated" if options.data is None else "cifar10-jpeg-train.zip"
+    }
+    if options.only:
+        figures = json.loads((RESULTS / "closed_form.json").read_text())["figures"]
+    figures["peers"] = {
+        name: importlib.metadata.version(name)
+        for name in ("torch", "scikit-learn", "scipy")
     }
     for name, measure in sections(options.data).items():
         if options.only and name not in options.only:
             continue
         figures[name] = measure()
         print(name, figures[name], flush=True)
-        if not options.only:
-            command = "python -m benchmarks.closed_form --data PATH"
-            write_result("closed_form", command, figures)
+        write_result(
+            "closed_form", "python -m benchmarks.closed_form --data PATH", figures
+        )
 
 
 if __name__ == "__main__":

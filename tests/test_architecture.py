@@ -24,6 +24,7 @@ FORBIDDEN_WITHIN = {
     "diffusion.data": ("diffusion.training", "diffusion.networks", "diffusion.neural"),
 }
 ENTRY_MODULES = (
+    "diffusion.fit_closed_form",
     "diffusion.train",
     "samplers.generate",
     "analysis.compare",

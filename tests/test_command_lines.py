@@ -1,6 +1,7 @@
 """Command lines: one line of error and status 2, and what they do when all is well."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -186,3 +187,91 @@ def test_a_wrong_preset_does_not_wait_for_the_libraries():
         "assert 'optax' not in sys.modules and 'orbax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def closed_forms(tmp_path_factory):
+    """A Gaussian and a mixture of digits, and a Gaussian of other shapes, on disk."""
+    from diffusion.closed_form import (
+        Provenance,
+        fit_gaussian,
+        fit_mixture,
+        save_closed_form,
+    )
+    from diffusion.data import load_builtin
+
+    folder = tmp_path_factory.mktemp("forms")
+    images = load_builtin("digits").images[:200]
+    models = {
+        "gaussian": fit_gaussian(images, rank=5),
+        "mixture": fit_mixture(images, 3, rank=2, num_passes=2),
+        "other": fit_gaussian(
+            np.ones((3, 4, 4, 1)) * np.arange(3)[:, None, None, None]
+        ),
+    }
+    for name, model in models.items():
+        save_closed_form(folder / f"{name}.npz", model, Provenance())
+    return folder
+
+
+def call(main, monkeypatch, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["prog", *map(str, words)])
+    exit_on_error(main)
+
+
+def test_closed_forms_are_sampled_like_networks(closed_forms, monkeypatch):
+    from samplers import generate
+
+    common = ("--num-samples", 3, "--sampler.num-points", 4)
+    call(generate.main, monkeypatch, closed_forms / "mixture.npz", *common)
+    outdir = closed_forms / "mixture" / "samples" / "heun-karras-4-seed0"
+    samples = np.load(outdir / "samples.npy")
+    assert samples.shape == (3, 8, 8, 1)
+    assert json.loads((outdir / "record.json").read_text())["nfe"] == 7
+    teleport = ("--sampler.teleport", 8.5)
+    call(generate.main, monkeypatch, closed_forms / "gaussian.npz", *common, *teleport)
+    (outdir,) = (closed_forms / "gaussian" / "samples").iterdir()
+    assert json.loads((outdir / "record.json").read_text())["nfe"] < 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("mixture.npz --sampler.teleport 8", "teleporting needs a Gaussian"),
+        ("mixture.npz --step 3", "has no steps"),
+        (
+            "mixture.npz --sampler.teleport 8 --sampler.gaussian {forms}/other.npz",
+            "is over samples of shape (4, 4, 1), but (8, 8, 1) is needed",
+        ),
+        (
+            "mixture.npz --sampler.teleport 8 --sampler.gaussian {forms}/mixture.npz",
+            "kind mixture, but a Gaussian is needed",
+        ),
+    ],
+)
+def test_closed_form_mistakes_get_one_line(
+    arguments, says, closed_forms, monkeypatch, capsys
+):
+    from samplers import generate
+
+    words = arguments.format(forms=closed_forms).split()
+    words[0] = str(closed_forms / words[0])
+    assert says in errors_of(generate.main, words, monkeypatch, capsys)
+
+
+def test_closed_forms_join_the_comparison(
+    closed_forms, tiny_run, tmp_path, monkeypatch, capsys
+):
+    from analysis import compare
+
+    workdir = tmp_path / "run"
+    shutil.copytree(tiny_run, workdir)
+    mixture = closed_forms / "mixture.npz"
+    words = (workdir, "--sigmas", 1.0, "--candidates", mixture)
+    call(compare.main, monkeypatch, *words)
+    table = (workdir / "comparison" / "comparison.csv").read_text()
+    assert "\nmixture,1.0," in table
+    capsys.readouterr()
+    words = [str(workdir), "--candidates", str(closed_forms / "other.npz")]
+    line = errors_of(compare.main, words, monkeypatch, capsys)
+    assert "is over samples of shape (4, 4, 1)" in line

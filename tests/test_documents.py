@@ -31,6 +31,18 @@ def test_the_example_of_the_readme_runs():
     assert 0 < float(printed.split("solver error: ")[1].split()[0]) < 0.2
 
 
+def test_the_example_of_the_closed_forms_runs():
+    text = (ROOT / "docs" / "closed_form.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert run("-c", code).count("(4, 8, 8, 1)") == 3
+
+
+def test_a_mixture_explains_more_than_a_gaussian():
+    lines = run("examples/closed_form_scores.py").splitlines()
+    rows = {line.split()[0]: list(map(float, line.split()[1:])) for line in lines[2:]}
+    assert all(a < b for a, b in zip(rows["Gaussian"], rows["mixture"], strict=True))
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=str)
 def test_the_examples_run(path):
     assert run(str(path))

@@ -35,8 +35,9 @@ __all__ = ["EmpiricalDenoiser", "Neighbours"]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _CANDIDATES = 16
-_CHUNK_ELEMENTS = 2**22
+_CHUNK_ELEMENTS = 2**21
 _CHUNK_ROWS = 4096
+_REFINED_AT_ONCE = 32
 
 
 class Neighbours(NamedTuple):
@@ -197,27 +198,15 @@ class EmpiricalDenoiser:
     def _posterior(self, rows: Array, s2: Array) -> _Posterior:
         """Return the sums over all points, with accurate logits for the nearest."""
         sums = self._scan(rows, s2, min(len(self.points), _CANDIDATES))
-        y = self._rows(sums.indices, rows.dtype)
-        nearest = y[:, 0]
-        between = (rows - nearest)[:, None] + (rows[:, None] - y)
-        exact = jnp.sum((y - nearest[:, None]) * between, axis=2) / (2 * s2)
-        v = y - self._centre(rows.dtype)
-        # The candidates' share as the scan has it is taken out of its sums.
-        rough = jnp.exp((sums.best - sums.top[:, None]) / s2)
-        rest = sums.weight - jnp.sum(rough, axis=1)
-        rest_weighted = sums.weighted - jnp.einsum(
-            "bk,bkd->bd", rough, v, precision=_HIGHEST
-        )
-        # Nothing but rounding is left of sums that the candidates exhaust.
-        empty = rest <= 16 * jnp.finfo(rows.dtype).eps * sums.weight
-        shift = jnp.maximum(jax.lax.stop_gradient(jnp.max(exact, axis=1)), 0.0)
-        scale = jnp.where(empty, 0.0, jnp.exp(-shift))
-        chosen = jnp.exp(exact - shift[:, None])
-        weight = scale * rest + jnp.sum(chosen, axis=1)
-        weighted = scale[:, None] * rest_weighted + jnp.einsum(
-            "bk,bkd->bd", chosen, v, precision=_HIGHEST
-        )
-        return _Posterior(shift, weight, weighted, nearest)
+        centre = self._centre(rows.dtype)
+
+        def one(arguments: tuple[Array, Array, _Sums]) -> _Posterior:
+            x, level, found = arguments
+            y = self._rows(found.indices, rows.dtype)
+            return _refine(x, level[0], found, y, y - centre)
+
+        # A few samples at a time: their candidates need k times their memory.
+        return jax.lax.map(one, (rows, s2, sums), batch_size=_REFINED_AT_ONCE)
 
     def _scan(self, rows: Array, s2: Array, num_candidates: int) -> _Sums:
         """Visit all points once, in chunks; return the sums and the best points."""
@@ -248,6 +237,25 @@ class EmpiricalDenoiser:
             indices=jnp.zeros((batch, num_candidates), jnp.int32),
         )
         return jax.lax.scan(visit, empty, jnp.arange(0, count, size))[0]
+
+
+def _refine(x: Array, s2: Array, sums: _Sums, y: Array, v: Array) -> _Posterior:
+    """Replace the candidates' share of one sample's sums by accurate logits.
+
+    Shapes: x (D,), s2 (), candidates y and v = y - c (k, D), nearest first.
+    """
+    exact = jnp.sum((y - y[0]) * ((x - y[0]) + (x - y)), axis=1) / (2 * s2)
+    # The candidates' share as the scan has it is taken out of its sums.
+    rough = jnp.exp((sums.best - sums.top) / s2)
+    rest = sums.weight - jnp.sum(rough)
+    rest_weighted = sums.weighted - jnp.matmul(rough, v, precision=_HIGHEST)
+    # Nothing but rounding is left of sums that the candidates exhaust.
+    empty = rest <= 16 * jnp.finfo(x.dtype).eps * sums.weight
+    shift = jnp.maximum(jax.lax.stop_gradient(jnp.max(exact)), 0.0)
+    scale = jnp.where(empty, 0.0, jnp.exp(-shift))
+    chosen = jnp.exp(exact - shift)
+    weighted = scale * rest_weighted + jnp.matmul(chosen, v, precision=_HIGHEST)
+    return _Posterior(shift, scale * rest + jnp.sum(chosen), weighted, y[0])
 
 
 def _absorb(sums: _Sums, products: Array, s2: Array, v: Array, first: Array) -> _Sums:

@@ -1,5 +1,6 @@
 """Every archive against what was written into it, and each way to be refused."""
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -24,6 +25,7 @@ from diffusion.data import (
     open_archive,
     open_dataset,
 )
+from diffusion.data.limits import reading
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (11, 6, 5, 3), np.uint8)
@@ -148,6 +150,7 @@ def test_batches_of_any_size_join_to_the_whole_in_every_pass(kind, size, tmp_pat
         np.testing.assert_array_equal(images, expected, strict=True)
         labels = np.concatenate([b.labels for b in batches])
         np.testing.assert_array_equal(labels, LABELS)
+        assert all(b.images.dtype == source.dtype for b in batches)
         for batch in batches:  # Batches belong to the caller.
             batch.images[:] = 0
             batch.labels[:] = 0
@@ -178,6 +181,33 @@ def test_an_abandoned_pass_leaves_no_file_open(kind, tmp_path):
     assert sorted(os.listdir("/proc/self/fd")) == before
     source.read(max_images=1)
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_files_are_closed_even_while_something_refers_to_them(tmp_path, monkeypatch):
+    opened, passes = [], []
+
+    class Recorded(zipfile.ZipFile):
+        def __init__(self, *args):
+            super().__init__(*args)
+            opened.append(self)
+
+    monkeypatch.setattr(zipfile, "ZipFile", Recorded)
+    for kind in ("zip", "npz"):
+        with monkeypatch.context() as patch:
+            patch.setattr(zipfile, "ZipFile", Recorded.__base__)
+            path, _ = archive(kind, tmp_path)
+        source = open_archive(path)
+
+        def blocks(size, source=source):
+            passes.append(source.blocks(size))
+            return passes[-1]
+
+        batches = dataclasses.replace(source, blocks=blocks).batches(2)
+        next(batches)
+        batches.close()
+    assert [generator.gi_frame for generator in passes] == [None, None]
+    assert len(opened) >= 4
+    assert all(file.fp is None for file in opened)
 
 
 def test_jpeg_webp_and_bmp_are_decoded_as_pillow_does(tmp_path):
@@ -718,6 +748,12 @@ def test_folders_are_refused(tmp_path):
         file.truncate(2**26 + 1)
     with pytest.raises(InputError, match="more than the 67108864 bytes"):
         source.read()
+
+
+def test_a_failure_of_many_lines_is_told_in_one():
+    with pytest.raises(InputError, match=r"^it cannot be read \(ValueError: b c\); "):
+        with reading("it"):
+            raise ValueError("b\n\tc")
 
 
 def test_what_is_no_archive_is_refused(tmp_path):
