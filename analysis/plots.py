@@ -81,7 +81,8 @@ def plot_explained_variance(
         for index, name in enumerate(comparison.names):
             mean, error = summary.mean[index], 2 * summary.standard_error[index]
             colour = _COLOURS[index % len(_COLOURS)]
-            axes.plot(comparison.sigmas, mean, "o-", ms=3, color=colour, label=name)
+            style = "o-" if index < len(_COLOURS) else "s--"
+            axes.plot(comparison.sigmas, mean, style, ms=3, color=colour, label=name)
             axes.fill_between(
                 comparison.sigmas, mean - error, mean + error, color=colour, alpha=0.2
             )

@@ -24,8 +24,8 @@ from diffusion.closed_form import (
     principal_components,
     save_closed_form,
 )
+from diffusion.closed_form.checks import check_rank
 from diffusion.closed_form.files import ClosedFormDenoiser
-from diffusion.closed_form.moments import check_rank
 from diffusion.data import Dataset, ImageSource, data_digest, open_dataset
 from diffusion.progress import Progress
 

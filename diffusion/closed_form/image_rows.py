@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from configs.errors import InputError
-from diffusion.closed_form.moments import check_finite, images_of
+from diffusion.closed_form.checks import check_finite, images_of
 
 __all__ = ["Block", "ImageRows"]
 

@@ -25,6 +25,7 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from configs.errors import InputError
+from diffusion.closed_form.checks import check_finite, check_rank, images_of
 from diffusion.closed_form.gaussian import GaussianDenoiser
 
 __all__ = [
@@ -211,53 +212,6 @@ def fit_gaussian(images: ArrayLike, rank: int | None = None) -> GaussianDenoiser
     images = images_of(images)
     check_rank(rank, math.prod(images.shape[1:]))
     return principal_components(accumulate_moments([images]), rank)
-
-
-def images_of(batch: Any) -> NDArray[Any]:
-    """Return the images of a batch, (n, *event), after checking shape and dtype.
-
-    Args:
-        batch: An array, or a `Dataset` of images and labels.
-
-    Raises:
-        InputError: If there is no batch axis or the dtype is neither uint8 nor float.
-    """
-    images = np.asarray(getattr(batch, "images", batch))
-    if images.ndim < 2 or 0 in images.shape[1:] or not len(images):
-        raise InputError(
-            f"images have shape {images.shape}; give at least one, as (N, *event)"
-        )
-    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise InputError(
-            f"images have dtype {images.dtype}; give uint8 pixels or floats"
-        )
-    return images
-
-
-def check_finite(rows: NDArray[Any], first: int) -> None:
-    """Refuse rows (n, D) with NaN or infinite pixels; `first` is their first's index.
-
-    Raises:
-        InputError: Naming the first such image.
-    """
-    finite = np.isfinite(rows).all(axis=1)
-    if not finite.all():
-        row = first + int(np.argmin(finite))
-        raise InputError(
-            f"image {row} holds NaN or infinite pixels; remove or repair it"
-        )
-
-
-def check_rank(rank: int | None, dimension: int) -> int:
-    """Return the rank, D for None.
-
-    Raises:
-        InputError: If it is not in [1, D].
-    """
-    rank = dimension if rank is None else rank
-    if not 1 <= rank <= dimension:
-        raise InputError(f"rank is {rank}; it must be in [1, {dimension}]")
-    return rank
 
 
 class _Sums:

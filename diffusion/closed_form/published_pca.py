@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.errors import InputError
+from diffusion.closed_form.checks import check_rank
 from diffusion.closed_form.gaussian import GaussianDenoiser
-from diffusion.closed_form.moments import check_rank
 
 __all__ = ["load_published_pca"]
 

@@ -20,9 +20,9 @@ from jax import Array
 from numpy.typing import NDArray
 
 from configs.errors import InputError
+from diffusion.closed_form.checks import check_rank, images_of
 from diffusion.closed_form.gaussian import GaussianDenoiser
 from diffusion.closed_form.image_rows import ImageRows
-from diffusion.closed_form.moments import check_rank, images_of
 
 __all__ = ["fit_gaussian_streaming"]
 

@@ -211,6 +211,20 @@ def test_a_flipped_bit_is_noticed_and_the_older_checkpoint_used(
     assert_same_run(tiny_run, workdir, 20)
 
 
+def test_an_array_is_compared_with_its_digest(tiny_run, tmp_path, capsys):
+    """Damage that decodes without complaint: here the digest itself is another."""
+    workdir = tmp_path / "run"
+    shutil.copytree(tiny_run, workdir)
+    path = next((workdir / "checkpoints" / "20").rglob("metadata"))
+    meta = json.loads(path.read_text())
+    digests = meta["digests"]["ema_params"]
+    leaf = sorted(digests)[0]
+    digests[leaf] = "0" * len(digests[leaf])
+    path.write_text(json.dumps(meta))
+    load_denoiser(workdir)
+    assert f"ema_params/{leaf} does not match its digest" in capsys.readouterr().err
+
+
 def test_no_intact_checkpoint_is_one_line_and_nothing_is_lost(
     tiny_run, tiny_config, tmp_path
 ):

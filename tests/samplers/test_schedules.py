@@ -62,3 +62,9 @@ def test_bad_arguments_get_one_line(call, says):
     with pytest.raises(InputError, match=says) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_rho_bends_the_grid():
+    ends = np.linspace(80 ** (1 / 3), 0.01 ** (1 / 3), 6)
+    found = karras(6, sigma_min=0.01, sigma_max=80.0, rho=3.0)
+    np.testing.assert_allclose(found, ends**3, rtol=1e-12)
