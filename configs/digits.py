@@ -6,13 +6,13 @@ Hardware:  two CPU cores
 Expected:  see docs/digits.md for the measured figures
 """
 
+from configs.network_schema import SongUNetConfig
 from configs.schema import (
     DataConfig,
     EMAConfig,
     ExperimentConfig,
     NoiseConfig,
     OptimConfig,
-    SongUNetConfig,
     TrainingConfig,
 )
 

@@ -6,9 +6,10 @@ given, what is allowed and what to do next.  Entry modules print that line behin
 """
 
 import difflib
+import math
 from collections.abc import Iterable
 
-__all__ = ["InputError", "choice_error"]
+__all__ = ["InputError", "choice_error", "is_positive", "require", "require_choice"]
 
 
 class InputError(ValueError):
@@ -31,3 +32,20 @@ def choice_error(kind: str, given: str, allowed: Iterable[str]) -> InputError:
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(names)}"
     return InputError(f"unknown {kind} '{given}'; {hint}")
+
+
+def require(condition: bool, name: str, value: object, allowed: str) -> None:
+    """Raise ``InputError("NAME is VALUE; it must be ALLOWED")`` unless it holds."""
+    if not condition:
+        raise InputError(f"{name} is {value!r}; it must be {allowed}")
+
+
+def require_choice(name: str, value: str, allowed: Iterable[str]) -> None:
+    """Raise `choice_error` unless the value is among the allowed ones."""
+    if value not in allowed:
+        raise choice_error(name, value, allowed)
+
+
+def is_positive(value: float) -> bool:
+    """Return whether the number is finite and above 0."""
+    return math.isfinite(value) and value > 0

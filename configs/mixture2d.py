@@ -7,11 +7,11 @@ Hardware:  one CPU core
 Expected:  not yet run at full length
 """
 
+from configs.network_schema import MLPConfig
 from configs.schema import (
     DataConfig,
     EMAConfig,
     ExperimentConfig,
-    MLPConfig,
     NoiseConfig,
     OptimConfig,
     TrainingConfig,

@@ -9,7 +9,13 @@ from configs.schema import ExperimentConfig
 
 __all__ = ["load_preset", "preset_names"]
 
-_NOT_PRESETS = ("closed_form_schema", "errors", "presets", "schema")
+_NOT_PRESETS = (
+    "closed_form_schema",
+    "errors",
+    "network_schema",
+    "presets",
+    "schema",
+)
 
 
 def preset_names() -> tuple[str, ...]:

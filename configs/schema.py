@@ -13,19 +13,22 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from configs.errors import InputError, choice_error
+from configs.errors import (
+    choice_error,
+    is_positive,
+    require,
+    require_choice,
+)
+from configs.network_schema import NetworkConfig, SongUNetConfig
 
 __all__ = [
     "DataConfig",
     "EMAConfig",
     "ExperimentConfig",
-    "MLPConfig",
-    "NetworkConfig",
     "NoiseConfig",
     "OptimConfig",
     "PreconditioningConfig",
     "SamplerConfig",
-    "SongUNetConfig",
     "TrainingConfig",
     "differing_fields",
     "from_dict",
@@ -34,22 +37,8 @@ __all__ = [
 
 SOLVERS = ("euler", "heun")
 SCHEDULES = ("karras", "log_linear")
-PRECONDITIONINGS = ("edm",)
-DTYPES = ("float32", "bfloat16")
-
-
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise InputError(f"{name} is {value!r}; it must be {allowed}")
-
-
-def _require_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise choice_error(name, value, allowed)
-
-
-def _positive(value: float) -> bool:
-    return math.isfinite(value) and value > 0
+PRECONDITIONINGS = ("edm", "vp", "ve", "iddpm", "gaussian")
+NOISE_LAWS = ("log_normal", "vp", "ve")
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,9 @@ class DataConfig:
     """Which images, and which of them are held out."""
 
     name: str = "digits"
-    """Built-in data set: digits or mixture2d."""
+    """Built-in data set (digits or mixture2d), or path of an image archive."""
+    image_shape: tuple[int, ...] | None = None
+    """Shape of one sample, such as 32 32 3; None takes what the data have."""
     held_out_fraction: float = 0.2
     """Share of the images that training never sees, in [0, 1)."""
     split_seed: int = 0
@@ -67,89 +58,20 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _require(
+        require(
             0 <= self.held_out_fraction < 1,
             "data.held_out_fraction",
             self.held_out_fraction,
             "in [0, 1)",
         )
-        _require(self.split_seed >= 0, "data.split_seed", self.split_seed, ">= 0")
-
-
-@dataclass(frozen=True)
-class SongUNetConfig:
-    """The DDPM++ U-Net (arXiv 2011.13456 as used in arXiv 2206.00364)."""
-
-    model_channels: int = 128
-    """Channels at full resolution; a multiple of 4."""
-    channel_mult: tuple[int, ...] = (2, 2, 2)
-    """Channel multiplier of each resolution, finest first."""
-    num_blocks: int = 4
-    """Residual blocks per resolution in the encoder (one more in the decoder)."""
-    attention_resolutions: tuple[int, ...] = (16,)
-    """Image heights at which blocks carry self-attention."""
-    noise_embedding_scale: float = 1.0
-    """c_noise is multiplied by this before its sines and cosines; 1 as published."""
-    adaptive_scale: bool = False
-    """Let the noise level scale and shift features, as in ADM; False as published."""
-    dropout: float = 0.0
-    """Probability that a feature is dropped in training, in [0, 1)."""
-    label_dim: int = 0
-    """Number of classes; 0 for an unconditional network."""
-    condition_dim: int = 0
-    """Length of the augmentation condition; 0 for none."""
-    dtype: str = "float32"
-    """Type of the network's arithmetic: float32 or bfloat16."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        c, mult = self.model_channels, self.channel_mult
-        _require(c > 0 and c % 4 == 0, "network.model_channels", c, "a multiple of 4")
-        _require(
-            bool(mult) and all(m > 0 for m in mult),
-            "network.channel_mult",
-            mult,
-            "one or more positive integers",
+        require(self.split_seed >= 0, "data.split_seed", self.split_seed, ">= 0")
+        shape = self.image_shape
+        require(
+            shape is None or (len(shape) > 0 and min(shape) > 0),
+            "data.image_shape",
+            shape,
+            "one or more positive integers, or None",
         )
-        _require(self.num_blocks > 0, "network.num_blocks", self.num_blocks, "> 0")
-        _require(
-            _positive(self.noise_embedding_scale),
-            "network.noise_embedding_scale",
-            self.noise_embedding_scale,
-            "a finite number > 0",
-        )
-        _require(0 <= self.dropout < 1, "network.dropout", self.dropout, "in [0, 1)")
-        _require(self.label_dim >= 0, "network.label_dim", self.label_dim, ">= 0")
-        _require(
-            self.condition_dim >= 0, "network.condition_dim", self.condition_dim, ">= 0"
-        )
-        _require_choice("network.dtype", self.dtype, DTYPES)
-
-
-@dataclass(frozen=True)
-class MLPConfig:
-    """A residual perceptron for points and other small vectors."""
-
-    width: int = 128
-    """Hidden units per layer; even."""
-    num_layers: int = 4
-    """Hidden layers."""
-    dtype: str = "float32"
-    """Type of the network's arithmetic: float32 or bfloat16."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        _require(
-            self.width >= 4 and self.width % 2 == 0,
-            "network.width",
-            self.width,
-            "even and at least 4",
-        )
-        _require(self.num_layers > 0, "network.num_layers", self.num_layers, "> 0")
-        _require_choice("network.dtype", self.dtype, DTYPES)
-
-
-NetworkConfig = SongUNetConfig | MLPConfig
 
 
 @dataclass(frozen=True)
@@ -157,34 +79,47 @@ class PreconditioningConfig:
     """How the network's output becomes a denoiser."""
 
     name: str = "edm"
-    """Preconditioning: edm."""
+    """Preconditioning: edm, vp, ve, iddpm, or gaussian (the closed form of the training
+    images takes the place of a multiple of x)."""
     sigma_data: float | None = None
-    """Standard deviation of the data; None measures it on the training images."""
+    """edm: standard deviation of the data; None measures it on the training images."""
+    rank: int | None = 128
+    """gaussian: principal directions kept; None keeps all."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _require_choice("preconditioning", self.name, PRECONDITIONINGS)
-        _require(
-            self.sigma_data is None or _positive(self.sigma_data),
+        require_choice("preconditioning", self.name, PRECONDITIONINGS)
+        require(
+            self.sigma_data is None or is_positive(self.sigma_data),
             "preconditioning.sigma_data",
             self.sigma_data,
             "> 0, or None to measure it",
+        )
+        require(
+            self.rank is None or self.rank > 0,
+            "preconditioning.rank",
+            self.rank,
+            "> 0 or None",
         )
 
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """The law of sigma in training: log sigma is normal."""
+    """The law of sigma in training."""
 
+    law: str = "log_normal"
+    """log_normal (EDM), vp (uniform in the time of the VP process) or ve (log-uniform
+    between .02 and 100)."""
     p_mean: float = -1.2
-    """Mean of log sigma."""
+    """log_normal: mean of log sigma."""
     p_std: float = 1.2
-    """Standard deviation of log sigma."""
+    """log_normal: standard deviation of log sigma."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _require(math.isfinite(self.p_mean), "noise.p_mean", self.p_mean, "finite")
-        _require(_positive(self.p_std), "noise.p_std", self.p_std, "> 0")
+        require_choice("noise.law", self.law, NOISE_LAWS)
+        require(math.isfinite(self.p_mean), "noise.p_mean", self.p_mean, "finite")
+        require(is_positive(self.p_std), "noise.p_std", self.p_std, "> 0")
 
 
 @dataclass(frozen=True)
@@ -209,21 +144,21 @@ class OptimConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         rate = self.learning_rate
-        _require(_positive(rate), "optim.learning_rate", rate, "a finite number > 0")
-        _require(
+        require(is_positive(rate), "optim.learning_rate", rate, "a finite number > 0")
+        require(
             self.warmup_images >= 0, "optim.warmup_images", self.warmup_images, ">= 0"
         )
-        _require(
+        require(
             self.decay_images is None or self.decay_images > 0,
             "optim.decay_images",
             self.decay_images,
             "> 0 or None",
         )
-        _require(0 <= self.beta1 < 1, "optim.beta1", self.beta1, "in [0, 1)")
-        _require(0 <= self.beta2 < 1, "optim.beta2", self.beta2, "in [0, 1)")
-        _require(_positive(self.epsilon), "optim.epsilon", self.epsilon, "> 0")
-        _require(
-            self.clip_norm is None or _positive(self.clip_norm),
+        require(0 <= self.beta1 < 1, "optim.beta1", self.beta1, "in [0, 1)")
+        require(0 <= self.beta2 < 1, "optim.beta2", self.beta2, "in [0, 1)")
+        require(is_positive(self.epsilon), "optim.epsilon", self.epsilon, "> 0")
+        require(
+            self.clip_norm is None or is_positive(self.clip_norm),
             "optim.clip_norm",
             self.clip_norm,
             "> 0 or None",
@@ -241,14 +176,14 @@ class EMAConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _require(
+        require(
             self.half_life_images > 0,
             "ema.half_life_images",
             self.half_life_images,
             "> 0",
         )
-        _require(
-            self.ramp_fraction is None or _positive(self.ramp_fraction),
+        require(
+            self.ramp_fraction is None or is_positive(self.ramp_fraction),
             "ema.ramp_fraction",
             self.ramp_fraction,
             "> 0 or None",
@@ -267,6 +202,8 @@ class TrainingConfig:
     """Steps between two rows of metrics.jsonl."""
     sigma_bin_edges: tuple[float, ...] = (0.05, 0.2, 1.0, 5.0, 20.0)
     """Losses are reported per bin of sigma between these edges."""
+    uncertainty_weighting: bool = False
+    """Divide the loss by a learned exp(u(sigma)) and add u (arXiv 2312.02696)."""
     evaluation_images: int = 512
     """Most images of either side of the split that a loss is evaluated on."""
     checkpoint_every_steps: int = 500
@@ -284,8 +221,8 @@ class TrainingConfig:
             "checkpoint_every_steps",
         ):
             value = getattr(self, name)
-            _require(value > 0, f"training.{name}", value, "> 0")
-        _require(
+            require(value > 0, f"training.{name}", value, "> 0")
+        require(
             self.checkpoint_every_seconds > 0,
             "training.checkpoint_every_seconds",
             self.checkpoint_every_seconds,
@@ -293,8 +230,8 @@ class TrainingConfig:
         )
         edges = self.sigma_bin_edges
         increasing = all(a < b for a, b in itertools.pairwise(edges))
-        _require(
-            bool(edges) and all(map(_positive, edges)) and increasing,
+        require(
+            bool(edges) and all(map(is_positive, edges)) and increasing,
             "training.sigma_bin_edges",
             edges,
             "positive and increasing",
@@ -319,7 +256,7 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2**32)")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2**32)")
 
 
 @dataclass(frozen=True)
@@ -346,18 +283,18 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _require_choice("solver", self.solver, SOLVERS)
-        _require_choice("schedule", self.schedule, SCHEDULES)
-        _require(self.num_points > 0, "sampler.num_points", self.num_points, "> 0")
-        _require(_positive(self.sigma_min), "sampler.sigma_min", self.sigma_min, "> 0")
-        _require(
+        require_choice("solver", self.solver, SOLVERS)
+        require_choice("schedule", self.schedule, SCHEDULES)
+        require(self.num_points > 0, "sampler.num_points", self.num_points, "> 0")
+        require(is_positive(self.sigma_min), "sampler.sigma_min", self.sigma_min, "> 0")
+        require(
             math.isfinite(self.sigma_max) and self.sigma_max > self.sigma_min,
             "sampler.sigma_max",
             self.sigma_max,
             f"above sigma_min = {self.sigma_min}",
         )
-        _require(_positive(self.rho), "sampler.rho", self.rho, "> 0")
-        _require(
+        require(is_positive(self.rho), "sampler.rho", self.rho, "> 0")
+        require(
             self.teleport is None or self.sigma_min <= self.teleport <= self.sigma_max,
             "sampler.teleport",
             self.teleport,

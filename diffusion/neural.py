@@ -49,7 +49,7 @@ class NeuralDenoiser:
         network: The pure network; static under jit.
         preconditioning: Its coefficients; static under jit.
         labels: Class labels, (B, label_dim) one-hot or real, or None.
-        condition: Augmentation condition, (B, condition_dim), or None, which is the
+        condition: Augmentation condition, (B, augment_dim), or None, which is the
             same as zeros: no augmentation.
         dropout_key: Key of the dropout masks, or None for none (sampling).
     """

@@ -8,7 +8,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import pytest
 
 from configs.digits import config as digits
-from configs.schema import ExperimentConfig, MLPConfig, SongUNetConfig
+from configs.network_schema import MLPConfig, SongUNetConfig
+from configs.schema import ExperimentConfig
 
 
 @pytest.fixture(scope="session")

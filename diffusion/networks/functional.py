@@ -14,13 +14,23 @@ from jax import Array
 from jax.core import Tracer
 
 from configs.errors import InputError
-from configs.schema import MLPConfig, NetworkConfig, SongUNetConfig
+from configs.network_schema import (
+    DhariwalUNetConfig,
+    MLPConfig,
+    NetworkConfig,
+    SongUNetConfig,
+)
+from diffusion.networks.dhariwal_unet import DhariwalUNet
 from diffusion.networks.mlp import MLP
 from diffusion.networks.song_unet import SongUNet
 
 __all__ = ["ModuleNetwork", "build_network"]
 
-_MODULES: dict[type, Any] = {SongUNetConfig: SongUNet, MLPConfig: MLP}
+_MODULES: dict[type, Any] = {
+    SongUNetConfig: SongUNet,
+    DhariwalUNetConfig: DhariwalUNet,
+    MLPConfig: MLP,
+}
 
 
 @dataclass(frozen=True)
@@ -30,10 +40,12 @@ class ModuleNetwork:
     Args:
         config: The architecture's settings.
         event_shape: Shape of one sample.
+        output_channels: Length of the last axis of the output.
     """
 
     config: NetworkConfig
     event_shape: tuple[int, ...]
+    output_channels: int
 
     def init(self, key: Array) -> dict[str, Any]:
         """Return fresh float32 parameters as a plain nested dict."""
@@ -67,17 +79,24 @@ class ModuleNetwork:
         )
 
     def num_parameters(self) -> int:
-        """Return the number of parameters, without making them."""
-        shapes = jax.eval_shape(self.init, jax.random.key(0))
-        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        """Return the number of trained parameters, without making them."""
+        trained = nnx.state(_abstract_module(self), nnx.Param)
+        return sum(leaf.size for leaf in jax.tree.leaves(trained))
 
 
-def build_network(config: NetworkConfig, event_shape: tuple[int, ...]) -> ModuleNetwork:
+def build_network(
+    config: NetworkConfig,
+    event_shape: tuple[int, ...],
+    *,
+    output_factor: int = 1,
+) -> ModuleNetwork:
     """Return the network of a configuration for samples of one shape.
 
     Args:
-        config: `SongUNetConfig` or `MLPConfig`.
+        config: `SongUNetConfig`, `DhariwalUNetConfig` or `MLPConfig`.
         event_shape: Shape of one sample, such as (32, 32, 3).
+        output_factor: Channels of the output per channel of the input; 2 for networks
+            that also predict a variance.
 
     Returns:
         A pure network: ``params = network.init(key)``, ``network.apply(params, ...)``.
@@ -85,24 +104,31 @@ def build_network(config: NetworkConfig, event_shape: tuple[int, ...]) -> Module
     Raises:
         InputError: If the architecture cannot take samples of this shape.
     """
-    network = ModuleNetwork(config, tuple(event_shape))
+    shape = tuple(event_shape)
+    network = ModuleNetwork(config, shape, output_factor * (shape or (1,))[-1])
     _definition(network)
     return network
 
 
-def _initialise(network: ModuleNetwork, key: Array) -> dict[str, Any]:
-    module = _MODULES[type(network.config)](
-        network.config, network.event_shape, rngs=nnx.Rngs(params=key)
+def _module(network: ModuleNetwork, key: Array | int) -> nnx.Module:
+    return _MODULES[type(network.config)](
+        network.config,
+        network.event_shape,
+        network.output_channels,
+        rngs=nnx.Rngs(params=key),
     )
-    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+
+def _initialise(network: ModuleNetwork, key: Array) -> dict[str, Any]:
+    return nnx.to_pure_dict(nnx.state(_module(network, key)))
+
+
+@functools.lru_cache(maxsize=32)
+def _abstract_module(network: ModuleNetwork) -> nnx.Module:
+    """Return the module with shapes in place of arrays; nothing is computed."""
+    return nnx.eval_shape(lambda: _module(network, 0))
 
 
 @functools.lru_cache(maxsize=32)
 def _definition(network: ModuleNetwork) -> nnx.GraphDef:
-    """Return the module's structure; nothing is computed."""
-    module = nnx.eval_shape(
-        lambda: _MODULES[type(network.config)](
-            network.config, network.event_shape, rngs=nnx.Rngs(params=0)
-        )
-    )
-    return nnx.split(module)[0]
+    return nnx.split(_abstract_module(network))[0]

@@ -1,12 +1,14 @@
-"""The parts that the U-Nets are made of.
+"""The parts that the networks are made of.
 
 All images are NHWC.  Weights are float32; `dtype` is the type of the arithmetic, with
 None for that of the input (so that proofs can run in float64).  Norms and softmax are
-computed in at least float32.  Architecture: Song et al., arXiv 2011.13456, as set in
-Karras et al., arXiv 2206.00364, appendix F.
+computed in at least float32.  Architecture: Song et al., arXiv 2011.13456, and Dhariwal
+& Nichol, arXiv 2105.05233, as set in Karras et al., arXiv 2206.00364, appendix F.
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +16,23 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from configs.errors import InputError
+from diffusion.networks.convolution import convolve
+
 __all__ = [
-    "Attention",
+    "ADM_INITIALISATION",
+    "SONG_INITIALISATION",
+    "ZERO_GAIN",
+    "Conv",
     "GroupNorm",
-    "ResidualBlock",
-    "conv",
-    "downsample",
+    "Initialisation",
+    "drop_labels",
     "dropout",
+    "fourier_embedding",
     "linear",
     "positional_embedding",
-    "upsample",
+    "refuse_unknown",
+    "xavier_uniform",
 ]
 
 ZERO_GAIN = 1e-5  # "almost zero": the branch starts off, yet its gradient is not zero
@@ -34,55 +43,128 @@ def xavier_uniform(gain: float = 1.0) -> nnx.Initializer:
     return nnx.initializers.variance_scaling(gain**2, "fan_avg", "uniform")
 
 
+def _zero_bias(fan_in: int) -> nnx.Initializer:
+    return nnx.initializers.zeros_init()
+
+
+def _uniform_bias(fan_in: int) -> nnx.Initializer:
+    """Return U(-1, 1) / sqrt(fan_in)."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        limit = 1 / math.sqrt(fan_in)
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return init
+
+
+class Initialisation(NamedTuple):
+    """The initial weights of an architecture.
+
+    Attributes:
+        kernel: Of most layers.
+        bias: The bias of those, from the layer's fan-in.
+        last: The kernel of layers that close a residual branch; their bias is zero.
+        attention: The kernel of queries, keys and values.
+    """
+
+    kernel: nnx.Initializer
+    bias: Callable[[int], nnx.Initializer]
+    last: nnx.Initializer
+    attention: nnx.Initializer
+
+
+SONG_INITIALISATION = Initialisation(
+    kernel=xavier_uniform(),
+    bias=_zero_bias,
+    last=xavier_uniform(ZERO_GAIN),
+    attention=xavier_uniform(math.sqrt(0.2)),
+)
+
+_KAIMING = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+ADM_INITIALISATION = Initialisation(
+    kernel=_KAIMING,
+    bias=_uniform_bias,
+    last=nnx.initializers.zeros_init(),
+    attention=_KAIMING,
+)
+
+
 def linear(
     features_in: int,
     features_out: int,
     *,
     dtype: DTypeLike | None,
     rngs: nnx.Rngs,
-    gain: float = 1.0,
+    init: Initialisation = SONG_INITIALISATION,
+    kernel_init: nnx.Initializer | None = None,
     bias: bool = True,
 ) -> nnx.Linear:
-    """Return a dense layer with Xavier-uniform weights and zero bias."""
+    """Return a dense layer; `kernel_init` replaces the kernel's initial values."""
     return nnx.Linear(
         features_in,
         features_out,
         use_bias=bias,
         dtype=dtype,
-        kernel_init=xavier_uniform(gain),
+        kernel_init=kernel_init or init.kernel,
+        bias_init=init.bias(features_in),
         rngs=rngs,
     )
 
 
-def conv(
-    channels_in: int,
-    channels_out: int,
-    kernel: int,
-    *,
-    dtype: DTypeLike | None,
-    rngs: nnx.Rngs,
-    gain: float = 1.0,
-) -> nnx.Conv:
-    """Return a same-size convolution with Xavier-uniform weights and zero bias."""
-    return nnx.Conv(
-        channels_in,
-        channels_out,
-        (kernel, kernel),
-        dtype=dtype,
-        kernel_init=xavier_uniform(gain),
-        rngs=rngs,
-    )
+class Conv(nnx.Module):
+    """A convolution with a square kernel and a bias, zero-padded."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        size: int,
+        *,
+        dtype: DTypeLike | None,
+        rngs: nnx.Rngs,
+        init: Initialisation = SONG_INITIALISATION,
+        kernel_init: nnx.Initializer | None = None,
+    ) -> None:
+        """Make kernel (size, size, in, out) and bias (out,).
+
+        With `kernel_init`, that makes the kernel and the bias starts at zero.
+        """
+        self.size, self.dtype = size, dtype
+        bias_init = _zero_bias if kernel_init else init.bias
+        shape = (size, size, channels_in, channels_out)
+        kernel = (kernel_init or init.kernel)(rngs.params(), shape, jnp.float32)
+        bias = bias_init(size**2 * channels_in)(
+            rngs.params(), (channels_out,), jnp.float32
+        )
+        self.kernel, self.bias = nnx.Param(kernel), nnx.Param(bias)
+
+    def __call__(self, x: Array, *, padding: int | None = None) -> Array:
+        """Map (B, H, W, in) to (B, H', W', out); `padding` None keeps the size."""
+        dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel[...].dtype)
+        padding = self.size // 2 if padding is None else padding
+        y = convolve(x.astype(dtype), self.kernel[...].astype(dtype), padding)
+        return y + self.bias[...].astype(dtype)
 
 
-def positional_embedding(values: Array, channels: int) -> Array:
+def positional_embedding(
+    values: Array, channels: int, *, endpoint: bool = True
+) -> Array:
     """Return sines and cosines of (B,) values at geometric frequencies.
 
-    The frequencies are 10000**(-i / (n - 1)) for i < n = channels / 2; the result is
-    (B, channels), sines first, in at least float32.
+    The frequencies are 10000**(-i / (n - e)) for i < n = channels / 2, with e = 1 when
+    the endpoint 1/10000 is among them and 0 otherwise; the result is (B, channels),
+    sines first, in at least float32.
     """
     half = channels // 2
-    exponent = jnp.arange(half) / max(half - 1, 1)
+    exponent = jnp.arange(half) / max(half - int(endpoint), 1)
     angles = values[:, None] * (10_000.0**-exponent).astype(values.dtype)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+
+
+def fourier_embedding(values: Array, frequencies: Array) -> Array:
+    """Return sines, then cosines of 2 pi values frequencies, (B,), (n,) -> (B, 2n)."""
+    angles = 2 * math.pi * values[:, None] * frequencies.astype(values.dtype)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
 
 
@@ -94,29 +176,23 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
     return jnp.where(keep, x / (1 - rate), 0)
 
 
-def downsample(x: Array) -> Array:
-    """Halve height and width by averaging 2x2 pixels (the filter [1, 1])."""
-    b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
-
-
-def upsample(x: Array) -> Array:
-    """Double height and width by repeating pixels (the filter [1, 1])."""
-    b, h, w, c = x.shape
-    spread = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
-    return spread.reshape(b, 2 * h, 2 * w, c)
-
-
 class GroupNorm(nnx.Module):
-    """Group normalisation with min(32, C/4) groups, computed in at least float32.
+    """Group normalisation, computed in at least float32.
 
     Moments are taken per channel first and then over each group's channels, which on
     CPUs is faster than reducing over both at once (nnx.GroupNorm).
     """
 
-    def __init__(self, channels: int, *, epsilon: float, rngs: nnx.Rngs) -> None:
-        """Make scale and bias for `channels` channels."""
-        self.num_groups = min(32, channels // 4)
+    def __init__(
+        self,
+        channels: int,
+        *,
+        epsilon: float,
+        rngs: nnx.Rngs,
+        num_groups: int | None = None,
+    ) -> None:
+        """Make scale and bias; the number of groups is min(32, C/4) if not given."""
+        self.num_groups = num_groups or max(min(32, channels // 4), 1)
         self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
@@ -137,107 +213,25 @@ class GroupNorm(nnx.Module):
         return mean.reshape(b, 1, 1, c)
 
 
-class Attention(nnx.Module):
-    """Self-attention over all pixels, added to its input."""
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        num_heads: int,
-        epsilon: float,
-        dtype: DTypeLike | None,
-        rngs: nnx.Rngs,
-    ) -> None:
-        """Make the norm and the two 1x1 convolutions."""
-        self.num_heads = num_heads
-        self.norm = GroupNorm(channels, epsilon=epsilon, rngs=rngs)
-        self.qkv = conv(
-            channels, 3 * channels, 1, dtype=dtype, rngs=rngs, gain=math.sqrt(0.2)
+def refuse_unknown(name: str, given: Array | None, dimension: int, field: str) -> None:
+    """Refuse labels or conditions that a network has no input for."""
+    if given is not None and (dimension == 0 or given.shape[-1] != dimension):
+        raise InputError(
+            f"{name} have shape {given.shape}, but the network was built for "
+            f"{dimension} of them; set network.{field}"
         )
-        self.proj = conv(channels, channels, 1, dtype=dtype, rngs=rngs, gain=ZERO_GAIN)
-
-    def __call__(self, x: Array) -> Array:
-        """Return x + proj(softmax(q k^T / sqrt(channels per head)) v)."""
-        b, h, w, c = x.shape
-        # Channels are ordered (head, channel, {q, k, v}), as in published checkpoints.
-        qkv = self.qkv(self.norm(x)).reshape(b, h * w, self.num_heads, -1, 3)
-        q, k, v = qkv[..., 0], qkv[..., 1], qkv[..., 2]
-        logits = jnp.einsum("bqhc,bkhc->bhqk", q, k / math.sqrt(c // self.num_heads))
-        wide = jnp.promote_types(logits.dtype, jnp.float32)
-        weights = jax.nn.softmax(logits.astype(wide), axis=-1).astype(logits.dtype)
-        mixed = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(b, h, w, c)
-        return x + self.proj(mixed)
 
 
-class ResidualBlock(nnx.Module):
-    """Two convolutions with the noise embedding between them, and a skip.
+def drop_labels(
+    labels: Array | None, rate: float, key: Array | None
+) -> tuple[Array | None, Array | None]:
+    """Zero each example's label with probability `rate`; return the key that is left.
 
-    The embedding is added before the second norm or, with `adaptive_scale`, scales and
-    shifts what comes out of it.  With `resample` "down" or "up", both branches change
-    the resolution first.
+    A network trained so is conditional and unconditional in one, as classifier-free
+    guidance needs it (arXiv 2207.12598).
     """
-
-    def __init__(
-        self,
-        channels_in: int,
-        channels_out: int,
-        embedding_channels: int,
-        *,
-        resample: str | None = None,
-        attention: bool = False,
-        num_heads: int = 1,
-        adaptive_scale: bool = False,
-        dropout_rate: float = 0.0,
-        skip_scale: float = math.sqrt(0.5),
-        epsilon: float = 1e-6,
-        dtype: DTypeLike | None,
-        rngs: nnx.Rngs,
-    ) -> None:
-        """Make the layers; the second convolution starts almost at zero."""
-        self.resample = resample
-        self.dropout_rate = dropout_rate
-        self.skip_scale = skip_scale
-        self.norm0 = GroupNorm(channels_in, epsilon=epsilon, rngs=rngs)
-        self.conv0 = conv(channels_in, channels_out, 3, dtype=dtype, rngs=rngs)
-        self.adaptive_scale = adaptive_scale
-        width = channels_out * (2 if adaptive_scale else 1)
-        self.affine = linear(embedding_channels, width, dtype=dtype, rngs=rngs)
-        self.norm1 = GroupNorm(channels_out, epsilon=epsilon, rngs=rngs)
-        self.conv1 = conv(
-            channels_out, channels_out, 3, dtype=dtype, rngs=rngs, gain=ZERO_GAIN
-        )
-        self.skip = (
-            conv(channels_in, channels_out, 1, dtype=dtype, rngs=rngs)
-            if channels_in != channels_out or resample
-            else None
-        )
-        self.attention = (
-            Attention(
-                channels_out,
-                num_heads=num_heads,
-                epsilon=epsilon,
-                dtype=dtype,
-                rngs=rngs,
-            )
-            if attention
-            else None
-        )
-
-    def __call__(
-        self, x: Array, embedding: Array, dropout_key: Array | None = None
-    ) -> Array:
-        """Map (B, H, W, C_in) and the embedding (B, E) to (B, H', W', C_out)."""
-        change = {"down": downsample, "up": upsample, None: lambda y: y}[self.resample]
-        y = self.conv0(change(jax.nn.silu(self.norm0(x))))
-        shift = self.affine(embedding)[:, None, None, :]
-        if self.adaptive_scale:
-            scale, shift = jnp.split(shift, 2, axis=-1)
-            y = self.norm1(y) * (scale + 1) + shift
-        else:
-            y = self.norm1(y + shift)
-        y = jax.nn.silu(y)
-        y = self.conv1(dropout(y, self.dropout_rate, dropout_key))
-        skip = x if self.skip is None else self.skip(change(x))
-        y = (y + skip) * self.skip_scale
-        return y if self.attention is None else self.attention(y) * self.skip_scale
+    if labels is None or key is None or rate == 0:
+        return labels, key
+    key, label_key = jax.random.split(key)
+    keep = jax.random.bernoulli(label_key, 1 - rate, (labels.shape[0], 1))
+    return jnp.where(keep, labels, 0), key

@@ -12,7 +12,12 @@ from flax import nnx
 from jax import Array
 
 from configs.errors import InputError
-from diffusion.networks.layers import ZERO_GAIN, linear, positional_embedding
+from diffusion.networks.layers import (
+    ZERO_GAIN,
+    linear,
+    positional_embedding,
+    xavier_uniform,
+)
 
 __all__ = ["MLP"]
 
@@ -29,10 +34,16 @@ class MLP(nnx.Module):
     """y <- y + W1 silu(W0 silu(y) + A e) per layer; e embeds the noise level."""
 
     def __init__(
-        self, config: MLPFields, event_shape: tuple[int, ...], *, rngs: nnx.Rngs
+        self,
+        config: MLPFields,
+        event_shape: tuple[int, ...],
+        output_channels: int,
+        *,
+        rngs: nnx.Rngs,
     ) -> None:
         """Make every layer for events of any shape (flattened inside)."""
         size, width = math.prod(event_shape), config.width
+        last = xavier_uniform(ZERO_GAIN)
         dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
         self.width, self.num_layers = width, config.num_layers
         self.embed = linear(width, width, dtype=dtype, rngs=rngs)
@@ -42,10 +53,17 @@ class MLP(nnx.Module):
             layers[f"layer{index}"] = nnx.Dict(
                 inner=linear(width, width, dtype=dtype, rngs=rngs),
                 affine=linear(width, width, dtype=dtype, rngs=rngs),
-                outer=linear(width, width, dtype=dtype, rngs=rngs, gain=ZERO_GAIN),
+                outer=linear(width, width, dtype=dtype, rngs=rngs, kernel_init=last),
             )
         self.layers = nnx.Dict(layers)
-        self.layer_out = linear(width, size, dtype=dtype, rngs=rngs, gain=ZERO_GAIN)
+        self.output_shape = (*event_shape[:-1], output_channels)
+        self.layer_out = linear(
+            width,
+            math.prod(self.output_shape),
+            dtype=dtype,
+            rngs=rngs,
+            kernel_init=last,
+        )
 
     def __call__(
         self,
@@ -64,4 +82,4 @@ class MLP(nnx.Module):
             layer = self.layers[f"layer{index}"]
             hidden = layer["inner"](jax.nn.silu(y)) + layer["affine"](embedding)
             y = (y + layer["outer"](jax.nn.silu(hidden))) * math.sqrt(0.5)
-        return self.layer_out(jax.nn.silu(y)).reshape(x.shape)
+        return self.layer_out(jax.nn.silu(y)).reshape(-1, *self.output_shape)

@@ -1,11 +1,10 @@
-"""The DDPM++ U-Net, parameter for parameter as published.
+"""DDPM++ and NCSN++, parameter for parameter as published.
 
-Encoder: a 3x3 convolution, then per resolution a down-sampling block and `num_blocks`
-residual blocks.  Decoder: the mirror image with one block more per resolution, each of
-which takes one of the encoder's outputs as a skip.  With the defaults of
-`SongUNetConfig` and 32x32x3 images it is the CIFAR-10 network of EDM (55.7 M
-parameters); small settings serve for 8x8 digits.  Sources: Song et al., arXiv
-2011.13456; Karras et al., arXiv 2206.00364, appendix F.
+With the defaults of `SongUNetConfig`, 32x32x3 images and nine augmentation labels it is
+the CIFAR-10 network of EDM (DDPM++, 55.7 M parameters); `encoder="residual"`,
+`embedding="fourier"`, `noise_channel_mult=2` and `resample_filter=(1, 3, 3, 1)` make it
+NCSN++; small settings serve for 8x8 digits.  Sources: Song et al., arXiv 2011.13456;
+Karras et al., arXiv 2206.00364, appendix F.
 """
 
 import math
@@ -16,186 +15,126 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from configs.errors import InputError
 from diffusion.networks.layers import (
-    ZERO_GAIN,
-    GroupNorm,
-    ResidualBlock,
-    conv,
+    drop_labels,
+    fourier_embedding,
     linear,
     positional_embedding,
+    refuse_unknown,
 )
+from diffusion.networks.residual_block import BlockSettings
+from diffusion.networks.unet import UNet, UNetShape
 
 __all__ = ["SongUNet"]
 
+_FOURIER_SCALE = 16.0
+
 
 class SongUNetFields(Protocol):
-    """The fields that the network reads; see `configs.schema.SongUNetConfig`."""
+    """What the network reads; see `configs.network_schema.SongUNetConfig`."""
 
     model_channels: int
-    noise_embedding_scale: float
-    adaptive_scale: bool
     channel_mult: tuple[int, ...]
     num_blocks: int
     attention_resolutions: tuple[int, ...]
+    encoder: str
+    embedding: str
+    noise_channel_mult: int
+    noise_embedding_scale: float
+    resample_filter: tuple[int, ...]
+    adaptive_scale: bool
     dropout: float
     label_dim: int
-    condition_dim: int
+    label_dropout: float
+    augment_dim: int
+    checkpoint_blocks: bool
     dtype: str
 
 
+class Frequencies(nnx.Variable):
+    """Fixed frequencies of a Fourier embedding."""
+
+
 class SongUNet(nnx.Module):
-    """DDPM++ for (B, H, W, C) images; H and W divisible by 2**(levels - 1)."""
+    """DDPM++ or NCSN++ for (B, H, W, C); H and W divisible by 2**(levels - 1)."""
 
     def __init__(
-        self, config: SongUNetFields, event_shape: tuple[int, ...], *, rngs: nnx.Rngs
+        self,
+        config: SongUNetFields,
+        event_shape: tuple[int, ...],
+        output_channels: int,
+        *,
+        rngs: nnx.Rngs,
     ) -> None:
         """Make every layer.
 
         Args:
             config: Widths, depths and options.
             event_shape: (H, W, C) of one image.
+            output_channels: Channels of F, C as a rule.
             rngs: Where the initial weights come from.
 
         Raises:
             InputError: If an image of this shape cannot be halved often enough.
         """
-        factor = 2 ** (len(config.channel_mult) - 1)
-        if len(event_shape) != 3 or any(side % factor for side in event_shape[:2]):
-            raise InputError(
-                f"images of shape {event_shape} do not fit network.channel_mult "
-                f"{config.channel_mult}: give (H, W, C) with H and W divisible by "
-                f"{factor}, or fewer multipliers"
-            )
-        self.noise_channels = config.model_channels
+        dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
+        self.noise_channels = config.model_channels * config.noise_channel_mult
         self.noise_scale = config.noise_embedding_scale
-        self.label_dim = config.label_dim
-        self.condition_dim = config.condition_dim
-        self.dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
-        self._embedding_layers(config, rngs)
-        skips = self._encoder(config, event_shape, rngs)
-        self._decoder(config, event_shape, skips, rngs)
-
-    def _embedding_layers(self, config: SongUNetFields, rngs: nnx.Rngs) -> None:
-        width = 4 * config.model_channels
-        noise, dtype = self.noise_channels, self.dtype
+        self.label_dim, self.augment_dim = config.label_dim, config.augment_dim
+        self.label_dropout = config.label_dropout
+        width, noise = 4 * config.model_channels, self.noise_channels
+        # Drawn once and never trained, hence no nnx.Param.
+        self.frequencies = (
+            Frequencies(
+                _FOURIER_SCALE * jax.random.normal(rngs.params(), (noise // 2,))
+            )
+            if config.embedding == "fourier"
+            else None
+        )
+        made = {"dtype": dtype, "rngs": rngs}
         self.map_label = (
-            linear(config.label_dim, noise, dtype=dtype, rngs=rngs)
-            if config.label_dim
+            linear(config.label_dim, noise, **made) if config.label_dim else None
+        )
+        self.map_augment = (
+            linear(config.augment_dim, noise, **made, bias=False)
+            if config.augment_dim
             else None
         )
-        self.map_condition = (
-            linear(config.condition_dim, noise, dtype=dtype, rngs=rngs, bias=False)
-            if config.condition_dim
-            else None
-        )
-        self.map_layer0 = linear(noise, width, dtype=dtype, rngs=rngs)
-        self.map_layer1 = linear(width, width, dtype=dtype, rngs=rngs)
-
-    def _block(
-        self,
-        config: SongUNetFields,
-        channels_in: int,
-        channels_out: int,
-        rngs: nnx.Rngs,
-        *,
-        resample: str | None = None,
-        attention: bool = False,
-    ) -> ResidualBlock:
-        return ResidualBlock(
-            channels_in,
-            channels_out,
-            4 * config.model_channels,
-            resample=resample,
-            attention=attention,
+        self.map_layer0 = linear(noise, width, **made)
+        self.map_layer1 = linear(width, width, **made)
+        settings = BlockSettings(
+            embedding_channels=width,
+            dtype=dtype,
+            dropout=config.dropout,
             adaptive_scale=config.adaptive_scale,
-            dropout_rate=config.dropout,
-            dtype=self.dtype,
-            rngs=rngs,
+            taps=tuple(config.resample_filter),
         )
-
-    def _encoder(
-        self, config: SongUNetFields, event_shape: tuple[int, ...], rngs: nnx.Rngs
-    ) -> list[int]:
-        """Make the encoder; return the channels of its outputs in order."""
-        height, _, image_channels = event_shape
-        channels = config.model_channels
-        self.conv_in = conv(image_channels, channels, 3, dtype=self.dtype, rngs=rngs)
-        blocks, skips = {}, [channels]
-        for level, mult in enumerate(config.channel_mult):
-            attend = (height >> level) in config.attention_resolutions
-            if level:
-                blocks[f"level{level}_down"] = self._block(
-                    config, channels, channels, rngs, resample="down"
-                )
-                skips.append(channels)
-            for index in range(config.num_blocks):
-                out = mult * config.model_channels
-                blocks[f"level{level}_block{index}"] = self._block(
-                    config, channels, out, rngs, attention=attend
-                )
-                channels = out
-                skips.append(channels)
-        # Names in order of use: a dict that passes through a pytree comes back sorted.
-        self.encoder_order = tuple(blocks)
-        self.encoder = nnx.Dict(blocks)
-        return skips
-
-    def _decoder(
-        self,
-        config: SongUNetFields,
-        event_shape: tuple[int, ...],
-        skips: list[int],
-        rngs: nnx.Rngs,
-    ) -> None:
-        height, _, image_channels = event_shape
-        channels = skips[-1]
-        remaining = list(skips)
-        blocks = {}
-        for level in reversed(range(len(config.channel_mult))):
-            out = config.channel_mult[level] * config.model_channels
-            if level == len(config.channel_mult) - 1:
-                blocks[f"level{level}_in0"] = self._block(
-                    config, channels, channels, rngs, attention=True
-                )
-                blocks[f"level{level}_in1"] = self._block(
-                    config, channels, channels, rngs
-                )
-            else:
-                blocks[f"level{level}_up"] = self._block(
-                    config, channels, channels, rngs, resample="up"
-                )
-            attend = (height >> level) in config.attention_resolutions
-            for index in range(config.num_blocks + 1):
-                last = index == config.num_blocks
-                blocks[f"level{level}_block{index}"] = self._block(
-                    config,
-                    channels + remaining.pop(),
-                    out,
-                    rngs,
-                    attention=attend and last,
-                )
-                channels = out
-        self.decoder_order = tuple(blocks)
-        self.decoder = nnx.Dict(blocks)
-        self.norm_out = GroupNorm(channels, epsilon=1e-6, rngs=rngs)
-        self.conv_out = conv(
-            channels, image_channels, 3, dtype=self.dtype, rngs=rngs, gain=ZERO_GAIN
+        shape = UNetShape(
+            config.model_channels,
+            tuple(config.channel_mult),
+            config.num_blocks,
+            tuple(config.attention_resolutions),
+            input_pyramid=config.encoder == "residual",
+            checkpoint_blocks=config.checkpoint_blocks,
         )
+        self.unet = UNet(shape, settings, event_shape, output_channels, rngs=rngs)
 
     def embed(
         self, c_noise: Array, labels: Array | None, condition: Array | None
     ) -> Array:
         """Return the embedding (B, 4 * model_channels) of noise level and labels."""
-        embedding = positional_embedding(
-            self.noise_scale * c_noise, self.noise_channels
-        )
-        if self.map_label is not None and labels is not None:
+        c_noise = self.noise_scale * c_noise
+        if self.frequencies is None:
+            embedding = positional_embedding(c_noise, self.noise_channels)
+        else:
+            frequencies = jax.lax.stop_gradient(self.frequencies[...])
+            embedding = fourier_embedding(c_noise, frequencies)
+        if self.map_label is not None:
+            if labels is None:
+                labels = jnp.zeros((1, self.label_dim), c_noise.dtype)
             embedding = embedding + self.map_label(labels * math.sqrt(self.label_dim))
-        elif self.map_label is not None:
-            embedding = embedding + self.map_label(jnp.zeros((1, self.label_dim)))
-        if self.map_condition is not None and condition is not None:
-            embedding = embedding + self.map_condition(condition)
+        if self.map_augment is not None and condition is not None:
+            embedding = embedding + self.map_augment(condition)
         return jax.nn.silu(self.map_layer1(jax.nn.silu(self.map_layer0(embedding))))
 
     def __call__(
@@ -212,35 +151,14 @@ class SongUNet(nnx.Module):
             x: Scaled noisy images, (B, H, W, C).
             c_noise: Scaled log noise level, (B,).
             labels: (B, label_dim), or None for zeros.
-            condition: (B, condition_dim), or None for zeros: no augmentation.
+            condition: (B, augment_dim), or None for zeros: no augmentation.
             dropout_key: Key of the dropout masks, or None for none.
 
         Returns:
-            The network's output, (B, H, W, C).
+            The network's output, (B, H, W, output_channels).
         """
-        _refuse_unknown("labels", labels, self.label_dim)
-        _refuse_unknown("condition", condition, self.condition_dim)
+        refuse_unknown("labels", labels, self.label_dim, "label_dim")
+        refuse_unknown("conditions", condition, self.augment_dim, "augment_dim")
+        labels, dropout_key = drop_labels(labels, self.label_dropout, dropout_key)
         embedding = self.embed(c_noise, labels, condition)
-        num_blocks = len(self.encoder_order) + len(self.decoder_order)
-        keys = iter([None] * num_blocks)
-        if dropout_key is not None:
-            keys = iter(jax.random.split(dropout_key, num_blocks))
-        y = self.conv_in(x)
-        skips = [y]
-        for name in self.encoder_order:
-            y = self.encoder[name](y, embedding, next(keys))
-            skips.append(y)
-        for name in self.decoder_order:
-            if "_block" in name:
-                y = jnp.concatenate([y, skips.pop()], axis=-1)
-            y = self.decoder[name](y, embedding, next(keys))
-        return self.conv_out(jax.nn.silu(self.norm_out(y)))
-
-
-def _refuse_unknown(name: str, given: Array | None, dimension: int) -> None:
-    """Refuse labels or conditions that the network has no input for."""
-    if given is not None and (dimension == 0 or given.shape[-1] != dimension):
-        raise InputError(
-            f"{name} have shape {given.shape}, but the network was built for "
-            f"{dimension} of them; set network.{name.removesuffix('s')}_dim"
-        )
+        return self.unet(x, embedding, dropout_key)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.errors import InputError
-from configs.schema import ExperimentConfig, SongUNetConfig
+from configs.network_schema import SongUNetConfig
+from configs.schema import ExperimentConfig
 from diffusion.closed_form import fit_gaussian, load_gaussian, save_gaussian
 from diffusion.data import Batches, Split, load_split
 from diffusion.networks import build_network
@@ -261,9 +262,9 @@ def _refuse_unavailable(config: ExperimentConfig) -> None:
     """Refuse network inputs that nothing in training would feed."""
     network = config.network
     if isinstance(network, SongUNetConfig) and (
-        network.label_dim or network.condition_dim
+        network.label_dim or network.augment_dim
     ):
         raise InputError(
-            f"network.label_dim is {network.label_dim} and condition_dim "
-            f"{network.condition_dim}; training feeds neither yet: set both to 0"
+            f"network.label_dim is {network.label_dim} and augment_dim "
+            f"{network.augment_dim}; training feeds neither yet: set both to 0"
         )

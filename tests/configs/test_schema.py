@@ -7,15 +7,14 @@ import pytest
 
 from configs import ExperimentConfig, InputError, SamplerConfig
 from configs.errors import choice_error
+from configs.network_schema import MLPConfig, SongUNetConfig
 from configs.presets import load_preset, preset_names
 from configs.schema import (
     DataConfig,
     EMAConfig,
-    MLPConfig,
     NoiseConfig,
     OptimConfig,
     PreconditioningConfig,
-    SongUNetConfig,
     TrainingConfig,
     differing_fields,
     from_dict,

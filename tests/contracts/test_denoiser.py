@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import InputError
-from configs.schema import MLPConfig, SongUNetConfig
+from configs.network_schema import MLPConfig, SongUNetConfig
 from diffusion import Denoiser, NeuralDenoiser, predicted_noise, score
 from diffusion.closed_form import fit_gaussian, isotropic_gaussian
 from diffusion.networks import build_network

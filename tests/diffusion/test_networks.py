@@ -7,38 +7,40 @@ import pytest
 from flax import nnx
 
 from configs import InputError
-from configs.schema import MLPConfig, SongUNetConfig
+from configs.network_schema import DhariwalUNetConfig, MLPConfig, SongUNetConfig
 from diffusion.networks import build_network
-from diffusion.networks.layers import (
-    Attention,
-    GroupNorm,
-    downsample,
-    dropout,
-    positional_embedding,
-    upsample,
-)
+from diffusion.networks.convolution import convolve, downsample, upsample
+from diffusion.networks.layers import GroupNorm, dropout, positional_embedding
+from diffusion.networks.residual_block import Attention, BlockSettings
+
+NCSNPP = {
+    "encoder": "residual",
+    "embedding": "fourier",
+    "noise_channel_mult": 2,
+    "resample_filter": (1, 3, 3, 1),
+}
+WIDE = {"channel_mult": (1, 2, 2, 2)}
 
 
 @pytest.mark.parametrize(
     ("config", "event", "count"),
     [
-        # EDM's CIFAR-10 network without and with its nine augmentation labels, and the
-        # network for 64x64 images (arXiv 2206.00364, reference implementation).
+        # The published networks of arXiv 2206.00364 (reference implementation).
         (SongUNetConfig(), (32, 32, 3), 55_733_891 - 9 * 128),
-        (SongUNetConfig(condition_dim=9), (32, 32, 3), 55_733_891),
+        (SongUNetConfig(augment_dim=9), (32, 32, 3), 55_733_891),
+        (SongUNetConfig(augment_dim=9, label_dim=10), (32, 32, 3), 55_735_299),
+        (SongUNetConfig(augment_dim=9, **NCSNPP), (32, 32, 3), 56_397_827),
         (
-            SongUNetConfig(condition_dim=9, label_dim=10),
+            SongUNetConfig(augment_dim=9, label_dim=10, **NCSNPP),
             (32, 32, 3),
-            55_733_891 + 11 * 128,
+            56_400_643,
         ),
-        (
-            SongUNetConfig(channel_mult=(1, 2, 2, 2), condition_dim=9),
-            (64, 64, 3),
-            61_805_571,
-        ),
+        (SongUNetConfig(augment_dim=9, **WIDE), (64, 64, 3), 61_805_571),
+        (SongUNetConfig(augment_dim=9, **WIDE, **NCSNPP), (64, 64, 3), 62_761_091),
+        (DhariwalUNetConfig(label_dim=1000), (64, 64, 3), 295_899_267),
     ],
 )
-def test_ddpmpp_has_the_published_number_of_parameters(config, event, count):
+def test_published_numbers_of_parameters(config, event, count):
     assert build_network(config, event).num_parameters() == count
 
 
@@ -64,7 +66,7 @@ def test_group_norm_survives_a_large_offset():
 def test_attention_equals_numpy():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 3, 5, 8)).astype(np.float32)
-    layer = Attention(8, num_heads=2, epsilon=1e-6, dtype=None, rngs=nnx.Rngs(0))
+    layer = Attention(8, BlockSettings(1, channels_per_head=4), rngs=nnx.Rngs(0))
     layer.proj.kernel[...] = jnp.asarray(rng.normal(size=(1, 1, 8, 8)), jnp.float32)
     normed = np.asarray(layer.norm(jnp.asarray(x)), np.float64).reshape(2, 15, 8)
     qkv = normed @ np.asarray(layer.qkv.kernel[...][0, 0], np.float64)
@@ -113,7 +115,7 @@ def unet():
         attention_resolutions=(2,),
         adaptive_scale=True,
         label_dim=3,
-        condition_dim=2,
+        augment_dim=2,
         dropout=0.5,
     )
     network = build_network(config, (4, 8, 1))
@@ -191,3 +193,62 @@ def test_the_published_size_runs_at_32x32():
     params = network.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
     assert jax.jit(network.apply)(params, x, jnp.zeros(2)).shape == x.shape
+
+
+@pytest.mark.parametrize("taps", [(1, 3, 3, 1), (1, 5, 10, 10, 5, 1)])
+def test_filters_resample_as_their_definition(taps):
+    x = np.random.default_rng(0).normal(size=(1, 6, 8, 2))
+    f = np.outer(taps, taps) / sum(taps) ** 2
+    pad = len(taps) // 2 - 1
+    n = len(taps)
+    wide = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    down = np.zeros((1, 3, 4, 2))
+    up = np.zeros((1, 12 + 2 * pad, 16 + 2 * pad, 2))
+    for i in range(3):
+        for j in range(4):
+            window = wide[:, 2 * i : 2 * i + n, 2 * j : 2 * j + n]
+            down[:, i, j] = np.einsum("bijc,ij->bc", window, f)
+    for i in range(6):
+        for j in range(8):
+            spread = 4 * f[None, :, :, None] * x[:, i : i + 1, j : j + 1]
+            up[:, 2 * i : 2 * i + n, 2 * j : 2 * j + n] += spread
+    up = up[:, pad : pad + 12, pad : pad + 16]
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(downsample(jnp.asarray(x), taps), down, atol=1e-12)
+        np.testing.assert_allclose(upsample(jnp.asarray(x), taps), up, atol=1e-12)
+    with pytest.raises(InputError, match="symmetric"):
+        SongUNetConfig(resample_filter=(1, 2))
+
+
+def test_convolutions_have_xlas_values_and_derivatives():
+    def plain(x, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        sides = [(1, 1), (1, 1)]
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), sides, dimension_numbers=layout
+        )
+
+    def loss(f, x, kernel):
+        return jnp.sum(jnp.sin(f(x, kernel)))
+
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x = jnp.asarray(rng.normal(size=(2, 5, 4, 3)))
+        kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 2)))
+        tangents = jnp.asarray(rng.normal(size=x.shape)), 2 * kernel
+        ours = lambda x, kernel: convolve(x, kernel, 1)  # noqa: E731
+        np.testing.assert_allclose(ours(x, kernel), plain(x, kernel), atol=1e-12)
+        for result, expected in zip(
+            jax.grad(lambda *a: loss(ours, *a), (0, 1))(x, kernel),
+            jax.grad(lambda *a: loss(plain, *a), (0, 1))(x, kernel),
+            strict=True,
+        ):
+            np.testing.assert_allclose(result, expected, atol=1e-11)
+        np.testing.assert_allclose(
+            jax.jvp(ours, (x, kernel), tangents)[1],
+            jax.jvp(plain, (x, kernel), tangents)[1],
+            atol=1e-11,
+        )
+        hessian = jax.jvp(jax.grad(lambda k: loss(ours, x, k)), (kernel,), (kernel,))
+        wanted = jax.jvp(jax.grad(lambda k: loss(plain, x, k)), (kernel,), (kernel,))
+        np.testing.assert_allclose(hessian[1], wanted[1], atol=1e-10)

@@ -16,7 +16,8 @@ import pytest
 from configs import InputError
 from configs.digits import config as digits
 from configs.mixture2d import config as toy
-from configs.schema import MLPConfig, OptimConfig, SongUNetConfig, to_dict
+from configs.network_schema import MLPConfig, SongUNetConfig
+from configs.schema import OptimConfig, to_dict
 from diffusion import Denoiser
 from diffusion.closed_form import fit_gaussian, load_gaussian
 from diffusion.data import load_split
