@@ -14,7 +14,7 @@ from analysis.report import Report
 from analysis.score_comparison import Comparison, compare_denoisers
 from diffusion.atomic import write_atomically
 from diffusion.closed_form import load_gaussian
-from diffusion.data import Split, load_split
+from diffusion.data import Split, split_of
 from diffusion.training import load_denoiser
 from diffusion.training.record import read_record
 
@@ -77,8 +77,7 @@ def compare_run(
 def _split_of(workdir: str | Path) -> Split:
     record = read_record(workdir)
     assert record is not None, "load_denoiser has read it"
-    data = record.config.data
-    return load_split(data.name, data.held_out_fraction, data.split_seed)
+    return split_of(record.config.data)
 
 
 def write_comparison(

@@ -4,6 +4,12 @@
 
 Its minimiser over all functions is E[x0 | x], hence the score (Vincent 2011).  The loss
 takes the noisy sample and its target apart, so that a transform may act on both.
+
+Published losses are this one with a law of sigma and a weight (arXiv 2206.00364, table
+1): EDM, log sigma ~ N(-1.2, 1.2^2) and lambda = 1/c_out^2; VP, uniform time and lambda
+= 1/sigma^2; VE, log-uniform sigma and lambda = 1/sigma^2.  Here it is the mean over the
+D elements of a sample; the training step multiplies it by D, the sum that EDM's
+learning rates are for.
 """
 
 import jax.numpy as jnp

@@ -1,6 +1,7 @@
 """A network, its parameters and its preconditioning make a denoiser.
 
-D(x, sigma) = c_skip x + c_out F(c_in x; c_noise).  The preconditioning is computed in
+D(x, sigma) = c_skip x + c_out F(c_in x; c_noise), or a Gaussian's denoiser in place of
+the first term.  The preconditioning is computed in
 the dtype of x; the network may compute in a narrower one.
 """
 
@@ -47,7 +48,7 @@ class NeuralDenoiser:
     Args:
         params: Nested dict of arrays.
         network: The pure network; static under jit.
-        preconditioning: Its coefficients; static under jit.
+        preconditioning: Its coefficients; a pytree.
         labels: Class labels, (B, label_dim) one-hot or real, or None.
         condition: Augmentation condition, (B, augment_dim), or None, which is the
             same as zeros: no augmentation.
@@ -56,7 +57,7 @@ class NeuralDenoiser:
 
     params: dict[str, Any]
     network: Network = dataclasses.field(metadata={"static": True})
-    preconditioning: Preconditioning = dataclasses.field(metadata={"static": True})
+    preconditioning: Preconditioning
     labels: Array | None = None
     condition: Array | None = None
     dropout_key: Array | None = None
@@ -64,7 +65,7 @@ class NeuralDenoiser:
     def __call__(self, x: Array, sigma: ArrayLike) -> Array:
         """Denoise (B, *event) at sigma () or (B,); see `Denoiser`."""
         x = jnp.asarray(x)
-        level = expand_sigma(sigma, x)
+        level = self.preconditioning.round_sigma(expand_sigma(sigma, x))
         c = self.preconditioning(level)
         c_noise = jnp.broadcast_to(c.c_noise.reshape(-1), (x.shape[0],))
         output = self.network.apply(
@@ -75,4 +76,7 @@ class NeuralDenoiser:
             condition=self.condition,
             dropout_key=self.dropout_key,
         )
-        return (c.c_skip * x + c.c_out * output.astype(level.dtype)).astype(x.dtype)
+        # Networks that also predict a variance have further channels.
+        output = output[..., : x.shape[-1]].astype(level.dtype)
+        skip = self.preconditioning.skip(x, level)
+        return (skip + c.c_out * output).astype(x.dtype)

@@ -25,6 +25,9 @@ class Options:
     experiment: Annotated[ExperimentConfig, tyro.conf.arg(name="")]
     workdir: str
     """Folder of the run: checkpoints, metrics, configuration."""
+    dry_run: tyro.conf.UseCounterAction[int] = 0
+    """Print network, parameter count, FLOPs, memory and steps, and stop; needs no
+    data."""
 
 
 def main() -> None:
@@ -41,6 +44,11 @@ def main() -> None:
         + ", ".join(preset_names()),
     )
     # Imported here: a wrong command line should not wait for the libraries.
+    if options.dry_run:
+        from diffusion.training.dry_run import describe_experiment
+
+        print(describe_experiment(options.experiment))
+        return
     from diffusion.training import train
 
     train(options.experiment, options.workdir)

@@ -2,19 +2,22 @@
 
 from diffusion.data.archives import open_archive
 from diffusion.data.batches import Batches, to_data_units
-from diffusion.data.builtin import Dataset, Split, load_builtin, load_split
+from diffusion.data.builtin import BUILTIN, Dataset, Split, load_builtin, split_dataset
 from diffusion.data.image_source import ImageSource
-from diffusion.data.sources import data_digest, open_dataset
+from diffusion.data.sources import check_labels, data_digest, open_dataset, split_of
 
 __all__ = [
+    "BUILTIN",
     "Batches",
     "Dataset",
     "ImageSource",
     "Split",
+    "check_labels",
     "data_digest",
     "load_builtin",
-    "load_split",
     "open_archive",
     "open_dataset",
+    "split_dataset",
+    "split_of",
     "to_data_units",
 ]

@@ -16,7 +16,7 @@ import numpy as np
 from configs.errors import InputError, choice_error
 from diffusion.data.batches import to_data_units
 
-__all__ = ["Dataset", "Split", "load_builtin", "load_split"]
+__all__ = ["BUILTIN", "Dataset", "Split", "load_builtin", "split_dataset"]
 
 _MIXTURE_POINTS = 10_000
 _MIXTURE_STD = 0.25
@@ -64,17 +64,16 @@ def load_builtin(name: str) -> Dataset:
     Raises:
         InputError: If there is no data set of that name.
     """
-    loaders = {"digits": _digits, "mixture2d": _mixture2d}
-    if name not in loaders:
-        raise choice_error("data set", name, loaders)
-    return loaders[name]()
+    if name not in BUILTIN:
+        raise choice_error("data set", name, BUILTIN)
+    return BUILTIN[name]()
 
 
-def load_split(name: str, held_out_fraction: float, split_seed: int) -> Split:
-    """Return a built-in data set, split at random into training and held-out samples.
+def split_dataset(dataset: Dataset, held_out_fraction: float, split_seed: int) -> Split:
+    """Split samples at random into training and held-out ones.
 
     Args:
-        name: See `load_builtin`.
+        dataset: All samples.
         held_out_fraction: Share held out, in [0, 1); rounded to whole samples.
         split_seed: Seed of the permutation that decides which.
 
@@ -82,9 +81,8 @@ def load_split(name: str, held_out_fraction: float, split_seed: int) -> Split:
         The two parts, each in the data set's own order, with digest and sigma_data.
 
     Raises:
-        InputError: If the name is unknown or no training sample would be left.
+        InputError: If no training sample would be left.
     """
-    dataset = load_builtin(name)
     count = len(dataset.images)
     num_held_out = round(held_out_fraction * count)
     if num_held_out >= count:
@@ -95,13 +93,21 @@ def load_split(name: str, held_out_fraction: float, split_seed: int) -> Split:
     order = np.random.default_rng(split_seed).permutation(count)
     held_out, training = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
     images = dataset.images[training]
-    pixels = np.asarray(to_data_units(images), np.float64)
     return Split(
         training=Dataset(images, dataset.labels[training]),
         held_out=Dataset(dataset.images[held_out], dataset.labels[held_out]),
         digest=hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest(),
-        sigma_data=float(np.sqrt(np.mean(pixels**2))),
+        sigma_data=_root_mean_square(images),
     )
+
+
+def _root_mean_square(images: np.ndarray, block_size: int = 4096) -> float:
+    """Return the root mean square in data units, a block at a time."""
+    total = 0.0
+    for start in range(0, len(images), block_size):
+        pixels = to_data_units(images[start : start + block_size])
+        total += float(np.sum(np.square(np.asarray(pixels, np.float64))))
+    return math.sqrt(total / images.size)
 
 
 @functools.cache
@@ -123,3 +129,6 @@ def _mixture2d() -> Dataset:
     means = _MIXTURE_RADIUS * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     points = means + _MIXTURE_STD * rng.normal(size=means.shape)
     return Dataset(points.astype(np.float32), labels)
+
+
+BUILTIN = {"digits": _digits, "mixture2d": _mixture2d}

@@ -13,11 +13,17 @@ import numpy as np
 
 from configs.errors import InputError, choice_error
 from configs.presets import load_preset, preset_names
+from configs.schema import DataConfig
 from diffusion.data.archives import open_archive
-from diffusion.data.builtin import load_split
+from diffusion.data.builtin import (
+    BUILTIN,
+    Split,
+    load_builtin,
+    split_dataset,
+)
 from diffusion.data.image_source import ImageSource
 
-__all__ = ["data_digest", "open_dataset"]
+__all__ = ["check_labels", "data_digest", "open_dataset", "split_of"]
 
 
 def open_dataset(name_or_path: str | Path) -> ImageSource:
@@ -58,7 +64,7 @@ def data_digest(source: ImageSource, batch_size: int = 1024) -> str:
         batch_size: Images in memory at a time; the digest does not depend on it.
 
     Returns:
-        sha256 of all values, in hexadecimal; for a preset, the digest of `load_split`.
+        sha256 of all values, in hexadecimal; for a preset, the digest of `split_of`.
 
     Raises:
         InputError: If the source cannot be read.
@@ -71,8 +77,7 @@ def data_digest(source: ImageSource, batch_size: int = 1024) -> str:
 
 
 def _preset_source(name: str) -> ImageSource:
-    data = load_preset(name).data
-    split = load_split(data.name, data.held_out_fraction, data.split_seed)
+    split = split_of(load_preset(name).data)
     images = split.training.images
 
     def blocks(block_size: int) -> Generator[np.ndarray, None, None]:
@@ -87,3 +92,53 @@ def _preset_source(name: str) -> ImageSource:
         labels=split.training.labels,
         blocks=blocks,
     )
+
+
+def split_of(data: DataConfig) -> Split:
+    """Return the samples of an experiment in memory, split in two.
+
+    Args:
+        data: Which samples: a built-in set, or an archive for `open_archive`.
+
+    Returns:
+        Training and held-out samples.
+
+    Raises:
+        InputError: If there are no such data, they are not of ``data.image_shape``, or
+            none would be left for training.
+    """
+    if data.name in BUILTIN:
+        dataset = load_builtin(data.name)
+    elif data.name in preset_names() and not os.path.exists(data.name):
+        raise InputError(
+            f"the images of {data.name} do not come with this package; name an archive "
+            "of them with --data.name PATH (zip, folder, npz, idx.gz)"
+        )
+    elif os.sep in data.name or "." in data.name or os.path.exists(data.name):
+        dataset = open_archive(data.name).read()
+    else:
+        dataset = load_builtin(data.name)
+    shape = dataset.images.shape[1:]
+    if data.image_shape is not None and shape != tuple(data.image_shape):
+        raise InputError(
+            f"{data.name} has samples of shape {shape}, but data.image_shape is "
+            f"{tuple(data.image_shape)}; use other data or set --data.image-shape"
+        )
+    return split_dataset(dataset, data.held_out_fraction, data.split_seed)
+
+
+def check_labels(split: Split, num_classes: int) -> None:
+    """Refuse data whose labels a network of `num_classes` classes cannot take.
+
+    Raises:
+        InputError: If classes are asked for and a label is missing or too large.
+    """
+    if num_classes == 0:
+        return
+    found = split.training.labels.min(), split.training.labels.max()
+    if found[0] < 0 or found[1] >= num_classes:
+        given = "some without" if found[0] < 0 else f"up to {found[1]}"
+        raise InputError(
+            f"network.label_dim is {num_classes}, so labels must be 0 to "
+            f"{num_classes - 1}; the data have {given}"
+        )

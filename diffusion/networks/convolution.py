@@ -15,7 +15,7 @@ padding p = n/2 - 1: down-sampling is y[i] = sum_t f[t] x[2i + t - p] per axis, 
 up-sampling the transpose of that, times 2 per axis (Karras et al., arXiv 2206.00364).
 """
 
-from functools import partial
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ __all__ = ["convolve", "downsample", "upsample"]
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _convolve(x: Array, kernel: Array, padding: int) -> Array:
     sides = [(padding, padding)] * 2
     return lax.conv_general_dilated(x, kernel, (1, 1), sides, dimension_numbers=_LAYOUT)
@@ -48,14 +48,14 @@ def _by_offsets(x: Array, kernel: Array, padding: int) -> Array:
     padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     height = padded.shape[1] - size_h + 1
     width = padded.shape[2] - size_w + 1
-    products = (
+    products = [
         jnp.einsum(
             "bhwc,cd->bhwd", padded[:, i : i + height, j : j + width], kernel[i, j]
         )
         for i in range(size_h)
         for j in range(size_w)
-    )
-    return sum(products, start=jnp.zeros((), x.dtype))
+    ]
+    return functools.reduce(jnp.add, products)
 
 
 def convolve(x: Array, kernel: Array, padding: int) -> Array:
@@ -98,11 +98,12 @@ def downsample(
         sides = [(pad, pad) if a == axis else (0, 0) for a in range(4)]
         wide = jnp.pad(x, sides)
         count = (wide.shape[axis] - len(taps)) // 2 + 1
-        x = sum(
+        parts = [
             (tap / sum(taps))
             * lax.slice_in_dim(wide, t, t + 2 * count - 1, stride=2, axis=axis)
             for t, tap in enumerate(taps)
-        )
+        ]
+        x = functools.reduce(jnp.add, parts)
     return x
 
 

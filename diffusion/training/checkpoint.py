@@ -6,6 +6,7 @@ restore without complaint; a damaged step is set aside and the newest intact one
 used.  `load_denoiser` turns a workdir into a `NeuralDenoiser`.
 """
 
+import functools
 import hashlib
 import logging
 import shutil
@@ -18,11 +19,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from configs.errors import InputError
-from diffusion.networks import build_network
 from diffusion.neural import NeuralDenoiser
-from diffusion.preconditioning import EDMPreconditioning
+from diffusion.training.building import build_run_network, load_preconditioning
 from diffusion.training.record import read_record
-from diffusion.training.state import TrainState
+from diffusion.training.state import TrainState, init_params, network_params
 
 __all__ = ["Checkpoints", "load_denoiser"]
 
@@ -291,16 +291,17 @@ def load_denoiser(
     record = read_record(workdir)
     if record is None or not (Path(workdir) / "checkpoints").is_dir():
         raise missing
-    network = build_network(record.config.network, record.event_shape)
+    network = build_run_network(record.config, record.event_shape)
+    preconditioning = load_preconditioning(record, workdir)
     checkpoints = Checkpoints(workdir)
     name = "ema_params" if ema else "params"
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    shapes = jax.eval_shape(
+        functools.partial(init_params, record.config, network), jax.random.key(0)
+    )
     try:
         found = checkpoints.restore({name: shapes}, step)
     finally:
         checkpoints.close()
     if found is None:
         raise missing
-    return NeuralDenoiser(
-        found[0][name], network, EDMPreconditioning(record.sigma_data)
-    )
+    return NeuralDenoiser(network_params(found[0][name]), network, preconditioning)

@@ -13,23 +13,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.errors import InputError
-from configs.network_schema import SongUNetConfig
 from configs.schema import ExperimentConfig
 from diffusion.closed_form import fit_gaussian, load_gaussian, save_gaussian
-from diffusion.data import Batches, Split, load_split
-from diffusion.networks import build_network
-from diffusion.noise import LogNormal
-from diffusion.preconditioning import EDMPreconditioning
+from diffusion.data import Batches, Dataset, Split, check_labels, split_of
+from diffusion.preconditioning import EDMPreconditioning, Preconditioning
 from diffusion.progress import Progress
+from diffusion.training.building import (
+    build_problem,
+    fit_preconditioning,
+    load_preconditioning,
+    num_classes,
+)
 from diffusion.training.checkpoint import Checkpoints
 from diffusion.training.log import MetricsLog, finite_or_none
 from diffusion.training.record import Record, claim_workdir
-from diffusion.training.state import LossSums, TrainState, create_state
+from diffusion.training.state import LossSums, TrainState, create_state, init_params
 from diffusion.training.step import (
     Problem,
     build_evaluation,
     build_optimizer,
     build_step,
+    examples_of,
 )
 
 __all__ = ["train"]
@@ -39,6 +43,7 @@ def train(config: ExperimentConfig, workdir: str | Path) -> None:
     """Train a denoising score network; the same call again resumes.
 
     Writes ``config.json``, ``gaussian.npz`` (the Gaussian of the training images),
+    ``preconditioning.npz`` (the Gaussian that the network builds on, if it does),
     ``metrics.jsonl`` and ``checkpoints/`` into the workdir.  Training n steps, stopping
     and training m more is bitwise the same as training n + m steps.
 
@@ -59,30 +64,27 @@ class Run:
 
     def __init__(self, config: ExperimentConfig, workdir: Path) -> None:
         """Load the data, build the network and claim the workdir."""
-        _refuse_unavailable(config)
         self.config, self.workdir = config, workdir
-        self.split = load_split(
-            config.data.name, config.data.held_out_fraction, config.data.split_seed
-        )
+        self.split = split_of(config.data)
         images = self.split.training.images
         if config.data.horizontal_flip and images.ndim != 4:
             raise InputError(
                 f"data.horizontal_flip needs images (N, H, W, C); {config.data.name} "
                 f"has samples of shape {images.shape[1:]}"
             )
-        network = build_network(config.network, images.shape[1:])
+        check_labels(self.split, num_classes(config))
+        self.problem = build_problem(config, images.shape[1:])
         sigma_data = config.preconditioning.sigma_data or self.split.sigma_data
-        self.problem = Problem(
-            network,
-            EDMPreconditioning(sigma_data),
-            LogNormal(config.noise.p_mean, config.noise.p_std),
-        )
-        claim_workdir(workdir, _record(config, self.split, sigma_data))
+        self.record = _record(config, self.split, sigma_data)
+        if config.preconditioning.name == "edm":
+            EDMPreconditioning(sigma_data)  # refuses equal images before a file is made
+        claim_workdir(workdir, self.record)
         self.optimizer = build_optimizer(config.optim, config.training.batch_size)
 
     def execute(self) -> None:
         """Restore, train and save; see `train`."""
         self._write_gaussian()
+        fit_preconditioning(self.config, self.split, self.workdir)
         training = self.config.training
         checkpoints = Checkpoints(self.workdir, training.checkpoint_every_steps)
         try:
@@ -120,7 +122,7 @@ class Run:
 
         def initial() -> TrainState:
             key = jax.random.fold_in(jax.random.key(self.config.seed), 2**32 - 1)
-            params = self.problem.network.init(key)
+            params = init_params(self.config, self.problem.network, key)
             return create_state(params, self.optimizer, num_bins)
 
         found = checkpoints.restore(jax.eval_shape(initial)._asdict())
@@ -136,16 +138,18 @@ class Run:
         self, state: TrainState, seconds: float, checkpoints: Checkpoints
     ) -> None:
         training = self.config.training
-        images = jax.device_put(self.split.training.images)
-        batches = Batches(len(images), training.batch_size, self.config.seed)
+        preconditioning = load_preconditioning(self.record, self.workdir)
+        data = self.split.training
+        examples = examples_of(data, preconditioning)
+        batches = Batches(len(data.images), training.batch_size, self.config.seed)
         step_fn = build_step(self.config, self.problem, self.optimizer)
-        evaluator = Evaluator(self.config, self.problem, self.split)
+        evaluator = Evaluator(self.config, self.problem, preconditioning, self.split)
         first = int(state.step)
         log = MetricsLog(self.workdir, first, training.log_every_steps)
         progress = Progress(training.num_steps, done=first, label="training")
         started = saved = time.monotonic()
         for step in range(first + 1, training.num_steps + 1):
-            state = step_fn(state, images, jnp.asarray(batches.indices(step - 1)))
+            state = step_fn(state, examples, jnp.asarray(batches.indices(step - 1)))
             note = ""
             regular = step % training.log_every_steps == 0
             if regular or step == training.num_steps:
@@ -172,15 +176,20 @@ class Evaluator:
     """Losses on fixed noise, of training and held-out images alike."""
 
     def __init__(
-        self, config: ExperimentConfig, problem: Problem, split: Split
+        self,
+        config: ExperimentConfig,
+        problem: Problem,
+        preconditioning: Preconditioning,
+        split: Split,
     ) -> None:
         """Pad the images that are evaluated to whole blocks."""
         self.edges = config.training.sigma_bin_edges
         self._evaluate = build_evaluation(config, problem)
         size, limit = config.training.batch_size, config.training.evaluation_images
-        held_out = split.held_out.images[:limit]
+        held_out = _first(split.held_out, limit)
         # As many training images, so that both losses see the same noise.
-        training = split.training.images[: len(held_out) or limit]
+        training = _first(split.training, len(held_out.images) or limit)
+        self._preconditioning = preconditioning
         self._blocks = {
             "training": _padded_blocks(training, size),
             "held_out": _padded_blocks(held_out, size),
@@ -214,8 +223,9 @@ class Evaluator:
         for name, blocks in self._blocks.items():
             total = np.zeros(len(self.edges) + 1)
             count = np.zeros(len(self.edges) + 1)
-            for index, (images, valid) in enumerate(blocks):
-                a, b = self._evaluate(state.ema_params, images, valid, jnp.int32(index))
+            for index, (data, valid) in enumerate(blocks):
+                batch = examples_of(data, self._preconditioning)
+                a, b = self._evaluate(state.ema_params, batch, valid, jnp.int32(index))
                 total, count = total + np.asarray(a), count + np.asarray(b)
             overall = float(total.sum() / count.sum()) if blocks else float("nan")
             row[f"ema_loss_{name}"] = finite_or_none(overall)
@@ -223,14 +233,20 @@ class Evaluator:
         return row
 
 
-def _padded_blocks(images: np.ndarray, size: int) -> list[tuple[jax.Array, jax.Array]]:
-    """Cut images into blocks of one size, the last one padded, with masks."""
+def _first(data: Dataset, limit: int) -> Dataset:
+    return Dataset(data.images[:limit], data.labels[:limit])
+
+
+def _padded_blocks(data: Dataset, size: int) -> list[tuple[Dataset, jax.Array]]:
+    """Cut samples into blocks of one size, the last one padded, with masks."""
     blocks = []
-    for start in range(0, len(images), size):
-        part = images[start : start + size]
-        padding = [(0, size - len(part))] + [(0, 0)] * (images.ndim - 1)
-        valid = np.arange(size) < len(part)
-        blocks.append((jnp.asarray(np.pad(part, padding)), jnp.asarray(valid)))
+    for start in range(0, len(data.images), size):
+        images = data.images[start : start + size]
+        missing = size - len(images)
+        images = np.pad(images, [(0, missing)] + [(0, 0)] * (images.ndim - 1))
+        labels = np.pad(data.labels[start : start + size], (0, missing))
+        valid = jnp.asarray(np.arange(size) < size - missing)
+        blocks.append((Dataset(images, labels), valid))
     return blocks
 
 
@@ -256,15 +272,3 @@ def _record(config: ExperimentConfig, split: Split, sigma_data: float) -> Record
         num_training=len(split.training.images),
         num_held_out=len(split.held_out.images),
     )
-
-
-def _refuse_unavailable(config: ExperimentConfig) -> None:
-    """Refuse network inputs that nothing in training would feed."""
-    network = config.network
-    if isinstance(network, SongUNetConfig) and (
-        network.label_dim or network.augment_dim
-    ):
-        raise InputError(
-            f"network.label_dim is {network.label_dim} and augment_dim "
-            f"{network.augment_dim}; training feeds neither yet: set both to 0"
-        )

@@ -10,7 +10,20 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-__all__ = ["LossSums", "TrainState", "create_state"]
+from configs.schema import ExperimentConfig
+from diffusion.neural import Network
+from diffusion.uncertainty import init_uncertainty
+
+__all__ = [
+    "UNCERTAINTY",
+    "LossSums",
+    "TrainState",
+    "create_state",
+    "init_params",
+    "network_params",
+]
+
+UNCERTAINTY = "loss_uncertainty"  # beside the network's own entries
 
 
 class LossSums(NamedTuple):
@@ -65,3 +78,18 @@ def create_state(
         opt_state=optimizer.init(params),
         sums=LossSums.zeros(num_bins),
     )
+
+
+def init_params(
+    config: ExperimentConfig, network: Network, key: Array
+) -> dict[str, Any]:
+    """Return everything that is trained: the network and what its loss learns."""
+    params = network.init(key)
+    if config.training.uncertainty_weighting:
+        params[UNCERTAINTY] = init_uncertainty(jax.random.fold_in(key, 1))
+    return params
+
+
+def network_params(params: dict[str, Any]) -> dict[str, Any]:
+    """Return the network's own part of `init_params`' result."""
+    return {name: value for name, value in params.items() if name != UNCERTAINTY}

@@ -11,31 +11,76 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
 
 from configs.schema import ExperimentConfig, OptimConfig
 from diffusion.data.batches import to_data_units
+from diffusion.data.builtin import Dataset
 from diffusion.loss import denoising_loss
-from diffusion.neural import Network, NeuralDenoiser
+from diffusion.networks.functional import ModuleNetwork
+from diffusion.neural import NeuralDenoiser
 from diffusion.noise import NoiseLaw
 from diffusion.preconditioning import Preconditioning
 from diffusion.training.ema import ema_decay, update_ema
-from diffusion.training.state import LossSums, TrainState
+from diffusion.training.state import (
+    UNCERTAINTY,
+    LossSums,
+    TrainState,
+    network_params,
+)
+from diffusion.uncertainty import log_uncertainty
 
-__all__ = ["Problem", "build_evaluation", "build_optimizer", "build_step", "sigma_bins"]
+__all__ = [
+    "Examples",
+    "Problem",
+    "build_evaluation",
+    "build_optimizer",
+    "build_step",
+    "sigma_bins",
+]
 
 # Training uses the streams 0, 1, 2, ... of the seed, one per step.
 _EVALUATION_STREAM = 2**31
 
 
 class Problem(NamedTuple):
-    """What is learned: the network, its preconditioning and the law of sigma."""
+    """What is learned, without arrays.
 
-    network: Network
-    preconditioning: Preconditioning
+    Attributes:
+        network: The network.
+        noise: The law of sigma in training.
+        inverse_square_weight: Whether the loss is weighted by 1/sigma^2, as in VP and
+            VE; otherwise by the preconditioning's 1/c_out^2.
+        num_classes: Length of one-hot labels; 0 to train without.
+    """
+
+    network: ModuleNetwork
     noise: NoiseLaw
+    inverse_square_weight: bool = False
+    num_classes: int = 0
+
+
+class Examples(NamedTuple):
+    """What the compiled functions get as arrays, never as constants.
+
+    Attributes:
+        images: (N, *event), uint8 pixels or floats in data units.
+        labels: (N,) classes.
+        preconditioning: A pytree; one with a Gaussian holds its basis.
+    """
+
+    images: Array
+    labels: Array
+    preconditioning: Preconditioning
+
+
+def examples_of(data: Dataset, preconditioning: Preconditioning) -> Examples:
+    """Put samples on the device."""
+    images, labels = jax.device_put((data.images, np.asarray(data.labels, np.int32)))
+    return Examples(images, labels, preconditioning)
 
 
 def build_optimizer(
@@ -70,33 +115,34 @@ def sigma_bins(sigma: Array, edges: tuple[float, ...]) -> Array:
 
 def build_step(
     config: ExperimentConfig, problem: Problem, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Array, Array], TrainState]:
-    """Return the compiled step ``(state, images, indices) -> state``.
+) -> Callable[[TrainState, Examples, Array], TrainState]:
+    """Return the compiled step ``(state, examples, indices) -> state``.
 
-    ``images`` is the whole training set on the device, (N, *event), and ``indices`` the
-    (B,) samples of the step.  The state's buffers are donated.
+    ``examples`` is the whole training set on the device and ``indices`` the (B,)
+    samples of the step.  The state's buffers are donated.
     """
     training, ema = config.training, config.ema
 
-    def loss_of(params: dict[str, Any], images: Array, key: Array) -> Any:
+    def loss_of(params: dict[str, Any], batch: Examples, key: Array) -> Any:
         sigma_key, noise_key, dropout_key = jax.random.split(key, 3)
-        sigma = problem.noise.sample(sigma_key, (images.shape[0],))
+        sigma = problem.noise.sample(sigma_key, (batch.images.shape[0],))
         losses = _losses_on_fresh_noise(
-            problem,
-            params,
-            images,
-            sigma,
-            noise_key,
-            dropout_key,
+            problem, params, batch, sigma, noise_key, dropout_key
         )
-        return jnp.mean(losses) * math.prod(images.shape[1:]), (losses, sigma)
+        objective = losses
+        if UNCERTAINTY in params:
+            c_noise = batch.preconditioning(sigma).c_noise
+            log = log_uncertainty(params[UNCERTAINTY], c_noise)
+            objective = losses / jnp.exp(log) + log
+        return jnp.mean(objective) * math.prod(batch.images.shape[1:]), (losses, sigma)
 
-    def step(state: TrainState, images: Array, indices: Array) -> TrainState:
+    def step(state: TrainState, examples: Examples, indices: Array) -> TrainState:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         flip_key, loss_key = jax.random.split(key)
-        batch = to_data_units(images[indices])
+        images = to_data_units(examples.images[indices])
         if config.data.horizontal_flip:
-            batch = _flip_half(batch, flip_key)
+            images = _flip_half(images, flip_key)
+        batch = examples._replace(images=images, labels=examples.labels[indices])
         gradient, (losses, sigma) = jax.grad(loss_of, has_aux=True)(
             state.params, batch, loss_key
         )
@@ -130,8 +176,8 @@ def _flip_half(images: Array, key: Array) -> Array:
 
 def build_evaluation(
     config: ExperimentConfig, problem: Problem
-) -> Callable[[dict[str, Any], Array, Array, Array], tuple[Array, Array]]:
-    """Return ``(params, images, valid, block) -> (loss sums, counts)``, by sigma bin.
+) -> Callable[[dict[str, Any], Examples, Array, Array], tuple[Array, Array]]:
+    """Return ``(params, batch, valid, block) -> (loss sums, counts)``, by sigma bin.
 
     Block b always gets the same noise, and its images the quantiles (i + 1/2)/B of the
     training law in a fixed random order as sigma: two evaluations differ by the
@@ -139,15 +185,15 @@ def build_evaluation(
     """
 
     def evaluate(
-        params: dict[str, Any], images: Array, valid: Array, block: Array
+        params: dict[str, Any], batch: Examples, valid: Array, block: Array
     ) -> tuple[Array, Array]:
-        images = to_data_units(images)
-        count = images.shape[0]
+        batch = batch._replace(images=to_data_units(batch.images))
+        count = batch.images.shape[0]
         key = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION_STREAM)
         sigma_key, noise_key = jax.random.split(jax.random.fold_in(key, block))
         order = jax.random.permutation(sigma_key, count)
         sigma = problem.noise.quantile((order + 0.5) / count)
-        losses = _losses_on_fresh_noise(problem, params, images, sigma, noise_key)
+        losses = _losses_on_fresh_noise(problem, params, batch, sigma, noise_key)
         bins = sigma_bins(sigma, config.training.sigma_bin_edges) * valid[:, None]
         return losses @ bins, bins.sum(axis=0)
 
@@ -157,16 +203,25 @@ def build_evaluation(
 def _losses_on_fresh_noise(
     problem: Problem,
     params: dict[str, Any],
-    images: Array,
+    batch: Examples,
     sigma: Array,
     noise_key: Array,
     dropout_key: Array | None = None,
 ) -> Array:
-    """Noise (B, *event) images and return their (B,) weighted losses."""
+    """Noise the images of a batch and return their (B,) weighted losses."""
+    images, labels = batch.images, None
     noise = jax.random.normal(noise_key, images.shape, images.dtype)
     noisy = images + sigma.reshape((-1,) + (1,) * (images.ndim - 1)) * noise
+    if problem.num_classes:
+        labels = jax.nn.one_hot(batch.labels, problem.num_classes)
     denoiser = NeuralDenoiser(
-        params, problem.network, problem.preconditioning, dropout_key=dropout_key
+        network_params(params),
+        problem.network,
+        batch.preconditioning,
+        labels=labels,
+        dropout_key=dropout_key,
     )
-    weight = problem.preconditioning.loss_weight(sigma)
+    weight = sigma**-2
+    if not problem.inverse_square_weight:
+        weight = batch.preconditioning.loss_weight(sigma)
     return denoising_loss(denoiser, noisy, images, sigma, weight=weight)

@@ -19,11 +19,12 @@ import pytest
 from PIL import Image
 
 from configs import InputError
+from configs.schema import DataConfig
 from diffusion.data import (
     data_digest,
-    load_split,
     open_archive,
     open_dataset,
+    split_of,
 )
 from diffusion.data.limits import reading
 
@@ -791,7 +792,10 @@ def test_numbers_of_images_below_one_are_refused(tmp_path):
 def test_a_preset_is_its_training_images(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / name, edm_members())
-    source, split = open_dataset(name), load_split(name, 0.2, 0)
+    source, split = (
+        open_dataset(name),
+        split_of(DataConfig(name)),
+    )
     assert source.name == name
     for found, expected in zip(source.read(), split.training, strict=True):
         np.testing.assert_array_equal(found, expected, strict=True)
@@ -803,7 +807,7 @@ def test_a_preset_is_its_training_images(name, tmp_path, monkeypatch):
 def test_a_batch_of_a_preset_belongs_to_the_caller():
     source = open_dataset("digits")
     next(source.batches(8)).images[:] = 0
-    assert data_digest(source) == load_split("digits", 0.2, 0).digest
+    assert data_digest(source) == split_of(DataConfig("digits")).digest
 
 
 def test_the_digest_is_that_of_the_bytes_in_order(tmp_path):
@@ -819,7 +823,10 @@ def test_the_digest_is_that_of_the_bytes_in_order(tmp_path):
     ("given", "expected"),
     [
         ("digts", "unknown data set 'digts'; did you mean 'digits'? It may also be"),
-        ("qqqq", "choose from digits, mixture2d. It may also be the path of an image"),
+        (
+            "qqqq",
+            "choose from afhqv2_64, cifar10, digits, ffhq64, imagenet64, mixture2d. It may also be the path of an image",
+        ),
         ("./digits", "there is no file or folder './digits'"),
         ("cifar.zip", "there is no file or folder 'cifar.zip'"),
     ],

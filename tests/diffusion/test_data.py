@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from configs import InputError
+from configs.schema import DataConfig
 from diffusion.closed_form import fit_gaussian
-from diffusion.data import Batches, load_builtin, load_split, to_data_units
+from diffusion.data import Batches, load_builtin, split_of, to_data_units
 
 
 def test_digits_are_the_published_images():
@@ -34,21 +35,34 @@ def test_mixture2d_is_three_equal_gaussians_on_a_circle():
 
 
 def test_the_split_is_disjoint_complete_and_a_fifth():
-    split, data = load_split("digits", 0.2, 0), load_builtin("digits")
+    split, data = (
+        split_of(DataConfig("digits")),
+        load_builtin("digits"),
+    )
     assert (len(split.training.images), len(split.held_out.images)) == (1438, 359)
     both = np.concatenate([split.training.images, split.held_out.images])
     rows = {image.tobytes() for image in data.images}
     assert {image.tobytes() for image in both} == rows
-    again, other = load_split("digits", 0.2, 0), load_split("digits", 0.2, 1)
+    again, other = (
+        split_of(DataConfig("digits")),
+        split_of(DataConfig("digits", split_seed=1)),
+    )
     assert again.digest == split.digest != other.digest
 
 
 def test_a_split_that_leaves_nothing_is_refused():
     with pytest.raises(InputError, match="leaves none"):
-        load_split("digits", 0.9999, 0)
+        split_of(DataConfig("digits", held_out_fraction=0.9999))
     with pytest.raises(InputError, match="did you mean 'digits'"):
         load_builtin("digit")
-    assert len(load_split("digits", 0.0, 0).held_out.images) == 0
+    assert (
+        len(
+            split_of(
+                DataConfig("digits", held_out_fraction=0.0, split_seed=0)
+            ).held_out.images
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize(("count", "size"), [(10, 3), (10, 10), (4, 11)])
@@ -78,7 +92,7 @@ def test_pixels_become_data_units():
 
 def test_the_gaussian_of_digits_has_a_null_space():
     # Three pixels are blank in all training images; nothing may divide by zero there.
-    split = load_split("digits", 0.2, 0)
+    split = split_of(DataConfig("digits"))
     gaussian = fit_gaussian(split.training.images)
     images = np.asarray(to_data_units(split.training.images[:4]))
     assert float(gaussian.variances[-1]) == pytest.approx(0, abs=1e-7)

@@ -17,10 +17,10 @@ from configs import InputError
 from configs.digits import config as digits
 from configs.mixture2d import config as toy
 from configs.network_schema import MLPConfig, SongUNetConfig
-from configs.schema import OptimConfig, to_dict
+from configs.schema import DataConfig, OptimConfig, to_dict
 from diffusion import Denoiser
 from diffusion.closed_form import fit_gaussian, load_gaussian
-from diffusion.data import load_split
+from diffusion.data import split_of
 from diffusion.loss import denoising_loss
 from diffusion.noise import LogNormal
 from diffusion.preconditioning import EDMPreconditioning
@@ -122,7 +122,7 @@ def test_resume_is_bitwise_equal_with_the_unet(tiny_unet, tmp_path):
 
 def test_a_workdir_holds_what_was_promised(tiny_run, tiny_config):
     record = read_record(tiny_run)
-    split = load_split("digits", 0.2, 0)
+    split = split_of(DataConfig("digits"))
     assert record.config == tiny_config
     assert record.num_training == len(split.training.images) == 1797 - 359
     assert record.num_held_out == 359
@@ -287,9 +287,9 @@ def test_a_loss_that_is_not_finite_stops_training(tiny_config, tmp_path):
         train(config, tmp_path)
 
 
-def test_labels_and_conditions_are_not_silently_ignored(tiny_config, tmp_path):
-    network = SongUNetConfig(model_channels=4, channel_mult=(1,), label_dim=10)
-    with pytest.raises(InputError, match="label_dim"):
+def test_labels_that_the_network_has_no_place_for_are_refused(tiny_config, tmp_path):
+    network = SongUNetConfig(model_channels=4, channel_mult=(1,), label_dim=5)
+    with pytest.raises(InputError, match="labels must be 0 to 4; the data have up to"):
         train(dataclasses.replace(tiny_config, network=network), tmp_path)
 
 

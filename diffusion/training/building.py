@@ -1,0 +1,120 @@
+"""From a configuration to the parts of a training problem."""
+
+from pathlib import Path
+
+import numpy as np
+
+from configs.errors import InputError
+from configs.network_schema import MLPConfig
+from configs.schema import ExperimentConfig
+from diffusion.closed_form import (
+    fit_gaussian,
+    load_gaussian,
+    save_gaussian,
+)
+from diffusion.data import Split
+from diffusion.gaussian_preconditioning import GaussianPreconditioning
+from diffusion.networks import build_network
+from diffusion.networks.functional import ModuleNetwork
+from diffusion.noise import LogNormal, LogUniform, NoiseLaw, VPUniform
+from diffusion.preconditioning import (
+    EDMPreconditioning,
+    IDDPMPreconditioning,
+    Preconditioning,
+    VEPreconditioning,
+    VPPreconditioning,
+)
+from diffusion.training.record import Record
+from diffusion.training.step import Problem
+
+__all__ = [
+    "build_problem",
+    "build_run_network",
+    "fit_preconditioning",
+    "load_preconditioning",
+    "num_classes",
+]
+
+PRECONDITIONING_FILE = "preconditioning.npz"
+
+
+def build_problem(config: ExperimentConfig, event_shape: tuple[int, ...]) -> Problem:
+    """Return what is learned.
+
+    Raises:
+        InputError: If the network cannot take samples of this shape.
+    """
+    network = build_run_network(config, event_shape)
+    noise: NoiseLaw = LogNormal(config.noise.p_mean, config.noise.p_std)
+    if config.noise.law == "vp":
+        noise = VPUniform()
+    elif config.noise.law == "ve":
+        noise = LogUniform()
+    inverse_square = config.noise.law in ("vp", "ve")
+    return Problem(network, noise, inverse_square, num_classes(config))
+
+
+def num_classes(config: ExperimentConfig) -> int:
+    """Return how many classes the network is told apart by; 0 for none."""
+    network = config.network
+    return 0 if isinstance(network, MLPConfig) else network.label_dim
+
+
+def build_run_network(
+    config: ExperimentConfig, event_shape: tuple[int, ...]
+) -> ModuleNetwork:
+    """Return the network of an experiment; iDDPM's has a variance head besides."""
+    factor = 2 if config.preconditioning.name == "iddpm" else 1
+    return build_network(config.network, event_shape, output_factor=factor)
+
+
+def fit_preconditioning(config: ExperimentConfig, split: Split, workdir: Path) -> None:
+    """Write the Gaussian of a Gaussian preconditioning, unless it is there.
+
+    It is fitted to what the network will see: with horizontal flips, to the training
+    images and their mirror images.
+
+    Raises:
+        InputError: If all training images are equal, or the file is of other images.
+        OSError: If it cannot be written.
+    """
+    path = workdir / PRECONDITIONING_FILE
+    if config.preconditioning.name != "gaussian":
+        return
+    images = split.training.images
+    if path.exists():
+        load_gaussian(path, event_shape=images.shape[1:], data_digest=split.digest)
+        return
+    if config.data.horizontal_flip:
+        images = np.concatenate([images, images[:, :, ::-1]])
+    size = int(np.prod(images.shape[1:]))
+    rank = config.preconditioning.rank
+    gaussian = fit_gaussian(images, None if rank is None or rank >= size else rank)
+    if not float(gaussian.variances.sum()) > 0:
+        raise InputError(
+            "the training images are all equal, so a Gaussian leaves nothing to learn; "
+            "use other data, or another preconditioning"
+        )
+    save_gaussian(path, gaussian, num_images=len(images), data_digest=split.digest)
+
+
+def load_preconditioning(record: Record, workdir: str | Path) -> Preconditioning:
+    """Return a run's preconditioning.
+
+    Raises:
+        InputError: If the Gaussian's file is missing, damaged or of other images.
+    """
+    name = record.config.preconditioning.name
+    if name == "gaussian":
+        gaussian = load_gaussian(
+            Path(workdir) / PRECONDITIONING_FILE,
+            event_shape=record.event_shape,
+            data_digest=record.data_digest,
+        )
+        return GaussianPreconditioning(gaussian)
+    simple = {
+        "vp": VPPreconditioning(),
+        "ve": VEPreconditioning(),
+        "iddpm": IDDPMPreconditioning(),
+    }
+    return simple.get(name) or EDMPreconditioning(record.sigma_data)
