@@ -4,7 +4,13 @@ from dataclasses import dataclass
 
 from configs.errors import is_positive, require, require_choice
 
-__all__ = ["DhariwalUNetConfig", "MLPConfig", "NetworkConfig", "SongUNetConfig"]
+__all__ = [
+    "DDPMUNetConfig",
+    "DhariwalUNetConfig",
+    "MLPConfig",
+    "NetworkConfig",
+    "SongUNetConfig",
+]
 
 DTYPES = ("float32", "bfloat16")
 
@@ -136,7 +142,54 @@ class MLPConfig:
         require_choice("network.dtype", self.dtype, DTYPES)
 
 
-NetworkConfig = SongUNetConfig | DhariwalUNetConfig | MLPConfig
+@dataclass(frozen=True)
+class DDPMUNetConfig:
+    """DDPM's U-Net (arXiv 2006.11239) in the layout of imported checkpoints."""
+
+    block_channels: tuple[int, ...] = (128, 256, 256, 256)
+    """Channels of each resolution, finest first."""
+    num_blocks: int = 2
+    """Residual blocks per resolution on the way down (one more on the way up)."""
+    attention_down: tuple[bool, ...] = (False, True, False, False)
+    """Which resolutions have attention on the way down, finest first."""
+    attention_up: tuple[bool, ...] = (False, False, True, False)
+    """Which have it on the way up, coarsest first."""
+    channels_per_head: int | None = None
+    """Channels of one attention head; None for a single head."""
+    num_groups: int = 32
+    """Groups of each norm."""
+    epsilon: float = 1e-6
+    """Added to the variance in each norm."""
+    flip_sin_to_cos: bool = False
+    """Cosines of the time come before its sines."""
+    frequency_shift: float = 1.0
+    """Frequencies are 10000**(-i / (n - shift)), i < n."""
+    downsample_padding: int = 0
+    """Padding of strided convolutions; 0 pads one row below and one column right."""
+    dropout: float = 0.0
+    """Probability that a feature is dropped in training, in [0, 1)."""
+    dtype: str = "float32"
+    """Type of the network's arithmetic: float32 or bfloat16."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        c, groups = self.block_channels, self.num_groups
+        require(groups > 0, "network.num_groups", groups, "> 0")
+        require(
+            bool(c) and all(n > 0 and n % groups == 0 for n in c),
+            "network.block_channels",
+            c,
+            f"one or more multiples of num_groups = {groups}",
+        )
+        for name in ("attention_down", "attention_up"):
+            value = getattr(self, name)
+            require(len(value) == len(c), f"network.{name}", value, f"{len(c)} of them")
+        require(self.num_blocks > 0, "network.num_blocks", self.num_blocks, "> 0")
+        require(0 <= self.dropout < 1, "network.dropout", self.dropout, "in [0, 1)")
+        require_choice("network.dtype", self.dtype, DTYPES)
+
+
+NetworkConfig = SongUNetConfig | DhariwalUNetConfig | DDPMUNetConfig | MLPConfig
 
 
 def _require_unet(config: SongUNetConfig | DhariwalUNetConfig) -> None:

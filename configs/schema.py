@@ -37,7 +37,7 @@ __all__ = [
 
 SOLVERS = ("euler", "heun")
 SCHEDULES = ("karras", "log_linear")
-PRECONDITIONINGS = ("edm", "vp", "ve", "iddpm", "gaussian")
+PRECONDITIONINGS = ("edm", "vp", "ve", "iddpm", "gaussian", "ddpm")
 NOISE_LAWS = ("log_normal", "vp", "ve")
 
 
@@ -79,8 +79,8 @@ class PreconditioningConfig:
     """How the network's output becomes a denoiser."""
 
     name: str = "edm"
-    """Preconditioning: edm, vp, ve, iddpm, or gaussian (the closed form of the training
-    images takes the place of a multiple of x)."""
+    """edm, vp, ve, iddpm, gaussian (the closed form of the training images takes the
+    place of a multiple of x), or ddpm (imported noise predictors; not for training)."""
     sigma_data: float | None = None
     """edm: standard deviation of the data; None measures it on the training images."""
     rank: int | None = 128

@@ -49,3 +49,11 @@ def tiny_run(tiny_config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     train(tiny_config, workdir)
     return workdir
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--write-golden",
+        action="store_true",
+        help="write golden numbers anew from torch (tests/diffusion)",
+    )

@@ -1,4 +1,4 @@
-"""Reader of the published ``*_PCA`` tables of image data sets, as ``.npz``.
+"""Reader of the published ``*_PCA`` tables of image data sets, ``.npz`` or ``.pt``.
 
 Layout (arXiv 2412.09726, data set binxu/image_datasets_PCAs): ``eigval`` (D,) in
 increasing order, ``eigvec`` (D, D) with eigenvectors as columns, ``imgmean`` (D,), of
@@ -27,7 +27,8 @@ def load_published_pca(
     """Read a published table as a Gaussian of the house frame.
 
     Args:
-        path: An ``.npz`` with the keys of the table.
+        path: An ``.npz`` or ``.pt`` with the keys of the table; nothing in it is
+            executed.
         event_shape: (H, W, C) of the images.
         rank: Directions to keep; None keeps all D.  The residual variance is the mean
             of the dropped eigenvalues.
@@ -41,11 +42,6 @@ def load_published_pca(
             fit the shape or the rank.
     """
     path = Path(path)
-    if path.suffix == ".pt":
-        raise InputError(
-            f"{path} is a torch file, which is not read here; save its three tensors "
-            "with numpy.savez under the names eigval, eigvec, imgmean"
-        )
     values, vectors, mean = _read(path)
     height, width, channels = event_shape
     dimension = height * width * channels
@@ -84,6 +80,8 @@ def load_published_pca(
 def _read(path: Path) -> list[np.ndarray]:
     if not path.is_file():
         raise InputError(f"there is no file {path}")
+    if path.suffix in (".pt", ".pth"):
+        return _read_torch(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [key for key in _KEYS if key not in file.files]
@@ -98,3 +96,14 @@ def _read(path: Path) -> list[np.ndarray]:
     except (ValueError, EOFError, OSError, MemoryError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} cannot be read ({reason}); fetch it again") from error
+
+
+def _read_torch(path: Path) -> list[np.ndarray]:
+    # Imported here: only torch's files need the reader.
+    from diffusion.interop.restricted_unpickler import read_untrusted
+
+    table = read_untrusted(path)
+    tensors = [table.get(key) for key in _KEYS] if isinstance(table, dict) else []
+    if not tensors or not all(isinstance(t, np.ndarray) for t in tensors):
+        raise InputError(f"{path} does not hold the tensors {', '.join(_KEYS)}")
+    return [np.asarray(tensor, np.float64) for tensor in tensors]

@@ -15,11 +15,13 @@ from jax.core import Tracer
 
 from configs.errors import InputError
 from configs.network_schema import (
+    DDPMUNetConfig,
     DhariwalUNetConfig,
     MLPConfig,
     NetworkConfig,
     SongUNetConfig,
 )
+from diffusion.networks.ddpm_unet import DDPMUNet
 from diffusion.networks.dhariwal_unet import DhariwalUNet
 from diffusion.networks.mlp import MLP
 from diffusion.networks.song_unet import SongUNet
@@ -29,6 +31,7 @@ __all__ = ["ModuleNetwork", "build_network"]
 _MODULES: dict[type, Any] = {
     SongUNetConfig: SongUNet,
     DhariwalUNetConfig: DhariwalUNet,
+    DDPMUNetConfig: DDPMUNet,
     MLPConfig: MLP,
 }
 
@@ -93,7 +96,7 @@ def build_network(
     """Return the network of a configuration for samples of one shape.
 
     Args:
-        config: `SongUNetConfig`, `DhariwalUNetConfig` or `MLPConfig`.
+        config: One of `configs.network_schema`.
         event_shape: Shape of one sample, such as (32, 32, 3).
         output_factor: Channels of the output per channel of the input; 2 for networks
             that also predict a variance.

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 
 from configs.errors import InputError
-from configs.network_schema import MLPConfig
 from configs.schema import ExperimentConfig
 from diffusion.closed_form import (
     fit_gaussian,
@@ -44,6 +43,11 @@ def build_problem(config: ExperimentConfig, event_shape: tuple[int, ...]) -> Pro
     Raises:
         InputError: If the network cannot take samples of this shape.
     """
+    if config.preconditioning.name == "ddpm":
+        raise InputError(
+            "preconditioning ddpm is for imported networks, which are not trained "
+            "here; choose vp, which is the same noise predictor at all levels"
+        )
     network = build_run_network(config, event_shape)
     noise: NoiseLaw = LogNormal(config.noise.p_mean, config.noise.p_std)
     if config.noise.law == "vp":
@@ -56,8 +60,7 @@ def build_problem(config: ExperimentConfig, event_shape: tuple[int, ...]) -> Pro
 
 def num_classes(config: ExperimentConfig) -> int:
     """Return how many classes the network is told apart by; 0 for none."""
-    network = config.network
-    return 0 if isinstance(network, MLPConfig) else network.label_dim
+    return getattr(config.network, "label_dim", 0)
 
 
 def build_run_network(

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from configs.errors import InputError
-from diffusion.neural import NeuralDenoiser
+from diffusion.adapters import VPNoiseDenoiser, linear_beta_schedule
+from diffusion.neural import Network, NeuralDenoiser
 from diffusion.training.building import build_run_network, load_preconditioning
 from diffusion.training.record import read_record
 from diffusion.training.state import TrainState, init_params, network_params
@@ -268,7 +270,7 @@ def _digests(tree: Any) -> dict[str, str]:
 
 def load_denoiser(
     workdir: str | Path, *, step: int | None = None, ema: bool = True
-) -> NeuralDenoiser:
+) -> NeuralDenoiser | VPNoiseDenoiser:
     """Return the denoiser that a run has learned so far.
 
     Works on the workdir of a running, finished or killed run.
@@ -292,7 +294,8 @@ def load_denoiser(
     if record is None or not (Path(workdir) / "checkpoints").is_dir():
         raise missing
     network = build_run_network(record.config, record.event_shape)
-    preconditioning = load_preconditioning(record, workdir)
+    discrete = record.config.preconditioning.name == "ddpm"
+    preconditioning = None if discrete else load_preconditioning(record, workdir)
     checkpoints = Checkpoints(workdir)
     name = "ema_params" if ema else "params"
     shapes = jax.eval_shape(
@@ -304,4 +307,18 @@ def load_denoiser(
         checkpoints.close()
     if found is None:
         raise missing
-    return NeuralDenoiser(network_params(found[0][name]), network, preconditioning)
+    params = network_params(found[0][name])
+    if preconditioning is None:
+        model = jax.tree_util.Partial(_PredictedNoise(network), params)
+        return VPNoiseDenoiser(model, linear_beta_schedule())
+    return NeuralDenoiser(params, network, preconditioning)
+
+
+@dataclass(frozen=True)
+class _PredictedNoise:
+    """The call of a network that predicts noise; hashable."""
+
+    network: Network
+
+    def __call__(self, params: dict[str, Any], x: jax.Array, time: jax.Array) -> Any:
+        return self.network.apply(params, x, time)

@@ -825,7 +825,7 @@ def test_the_digest_is_that_of_the_bytes_in_order(tmp_path):
         ("digts", "unknown data set 'digts'; did you mean 'digits'? It may also be"),
         (
             "qqqq",
-            "choose from afhqv2_64, cifar10, digits, ffhq64, imagenet64, mixture2d. It may also be the path of an image",
+            "ffhq64, imagenet64, mixture2d. It may also be the path of an image",
         ),
         ("./digits", "there is no file or folder './digits'"),
         ("cifar.zip", "there is no file or folder 'cifar.zip'"),
