@@ -149,7 +149,7 @@ def test_wrong_tables_are_one_line(tmp_path):
     np.savez(path, S=np.ones(3), V=np.eye(3))
     with pytest.raises(InputError, match="has the keys S, V; a published table has"):
         load_published_pca(path, EVENT)
-    with pytest.raises(InputError, match="is a torch file"):
+    with pytest.raises(InputError, match="there is no file"):
         load_published_pca(tmp_path / "pca.pt", EVENT)
 
 

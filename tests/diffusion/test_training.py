@@ -23,7 +23,6 @@ from diffusion.closed_form import fit_gaussian, load_gaussian
 from diffusion.data import split_of
 from diffusion.loss import denoising_loss
 from diffusion.noise import LogNormal
-from diffusion.preconditioning import EDMPreconditioning
 from diffusion.training import load_denoiser, train
 from diffusion.training.ema import ema_decay, update_ema
 from diffusion.training.log import read_metrics
@@ -291,22 +290,6 @@ def test_labels_that_the_network_has_no_place_for_are_refused(tiny_config, tmp_p
     network = SongUNetConfig(model_channels=4, channel_mult=(1,), label_dim=5)
     with pytest.raises(InputError, match="labels must be 0 to 4; the data have up to"):
         train(dataclasses.replace(tiny_config, network=network), tmp_path)
-
-
-def test_edm_preconditioning_is_table_1():
-    sigma, sd = np.array([0.01, 0.5, 20.0]), 0.85
-    with jax.enable_x64(True):
-        c = EDMPreconditioning(sd)(jnp.asarray(sigma))
-        weight = EDMPreconditioning(sd).loss_weight(jnp.asarray(sigma))
-    np.testing.assert_allclose(c.c_skip, sd**2 / (sigma**2 + sd**2), rtol=1e-12)
-    np.testing.assert_allclose(c.c_out, sigma * sd / np.hypot(sigma, sd), rtol=1e-12)
-    np.testing.assert_allclose(c.c_in, 1 / np.hypot(sigma, sd), rtol=1e-12)
-    np.testing.assert_allclose(c.c_noise, np.log(sigma) / 4, rtol=1e-12)
-    np.testing.assert_allclose(
-        weight, (sigma**2 + sd**2) / (sigma * sd) ** 2, rtol=1e-12
-    )
-    with pytest.raises(InputError, match="sigma_data"):
-        EDMPreconditioning(0.0)
 
 
 def test_noise_levels_are_log_normal():

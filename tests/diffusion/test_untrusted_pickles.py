@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import struct
+import sys
 import time
 import tracemalloc
 import zipfile
@@ -22,113 +23,19 @@ from diffusion.interop.restricted_unpickler import (
     untrusted_loads,
 )
 
-MAGIC = 0x1950A86A20F9469CFC6C
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-
-class Call:
-    """Pickles as a call of `name` with `arguments`."""
-
-    def __init__(self, name, *arguments):
-        self.name, self.arguments = name, arguments
-
-
-class Storage:
-    """Pickles as a persistent id, as torch's storages do."""
-
-    def __init__(self, kind, key, count):
-        self.id = ("storage", Name(f"torch.{kind}"), key, "cpu", count)
-
-
-class Name:
-    """Pickles as a global that need not exist."""
-
-    def __init__(self, name):
-        self.name = name
-
-
-def global_(name):
-    module, _, last = name.rpartition(".")
-    return f"c{module}\n{last}\n".encode()
-
-
-def dumps(obj, protocol=2):
-    """Return a pickle with calls of names that need not exist."""
-    out = io.BytesIO()
-
-    class Local(pickle._Pickler):
-        def persistent_id(self, obj):
-            return obj.id if isinstance(obj, Storage) else None
-
-        def save(self, obj, save_persistent_id=True):
-            if isinstance(obj, Name):
-                self.write(global_(obj.name))
-            elif isinstance(obj, Call):
-                self.write(global_(obj.name))
-                self.save(obj.arguments)
-                self.write(b"R")
-            else:
-                super().save(obj, save_persistent_id)
-
-    Local(out, protocol).dump(obj)
-    return out.getvalue()
-
-
-KINDS = {"<f4": "FloatStorage", "<f8": "DoubleStorage", "<i8": "LongStorage"}
-
-
-def tensor(array, storage, offset=0, stride=None, size=None):
-    steps = tuple(s // array.itemsize for s in array.strides)
-    return Call(
-        "torch._utils._rebuild_tensor_v2",
-        storage,
-        offset,
-        array.shape if size is None else size,
-        steps if stride is None else stride,
-        False,
-        Call("collections.OrderedDict"),
-    )
-
-
-def legacy_storage(array):
-    """Return a storage inside a pickle: a torch file of the older format."""
-    kind = KINDS[array.dtype.str]
-    parts = [
-        dumps(MAGIC),
-        dumps(1001),
-        dumps({"protocol_version": 1001, "little_endian": True, "type_sizes": {}}),
-        dumps(Storage(kind, "0", array.size)),
-        dumps(["0"]),
-        struct.pack("<q", array.size) + array.tobytes(),
-    ]
-    return Call("torch.storage._load_from_bytes", b"".join(parts))
-
-
-def parameter(array):
-    value = tensor(array, legacy_storage(array))
-    return Call(
-        "torch._utils._rebuild_parameter", value, True, collections.OrderedDict()
-    )
-
-
-def persistent(class_name, state):
-    meta = {
-        "type": "class",
-        "version": 6,
-        "module_src": "import os; os.system('touch executed')",
-        "class_name": class_name,
-        "state": state,
-    }
-    return Call("torch_utils.persistence._reconstruct_persistent_obj", meta)
-
-
-def torch_zip(obj, arrays):
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("model/data.pkl", dumps(obj))
-        for key, array in arrays.items():
-            archive.writestr(f"model/data/{key}", array.tobytes())
-    return out.getvalue()
-
+from pickle_writer import (
+    Call,
+    Name,
+    Storage,
+    dumps,
+    legacy_storage,
+    parameter,
+    persistent,
+    tensor,
+    torch_zip,
+)
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.normal(size=(3, 4)).astype(np.float32)

@@ -1,0 +1,122 @@
+"""The published experiments: what they would take, and that each one runs."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import InputError
+from configs.network_schema import MLPConfig
+from configs.presets import load_preset, preset_names
+from configs.schema import DataConfig, ExperimentConfig
+from diffusion.networks.cost import count_flops, saved_bytes
+from diffusion.training import load_denoiser, train
+from diffusion.training.checkpoint import Checkpoints
+from diffusion.training.dry_run import describe_experiment
+from samplers import Heun, karras, sample
+
+ROOT = Path(__file__).resolve().parents[2]
+COUNTS = {
+    "cifar10": 55_733_891,
+    "ffhq64": 61_805_571,
+    "afhqv2_64": 61_805_571,
+    "imagenet64": 295_899_267,
+}
+
+
+def dry_run(name):
+    return subprocess.run(
+        [sys.executable, "-m", "diffusion.train", name, "--dry-run"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "cifar10" else pytest.mark.slow)
+        for name in COUNTS
+    ],
+)
+def test_a_dry_run_counts_the_built_network(name, tmp_path):
+    text = dry_run(name)
+    assert re.search(rf"^parameters: {COUNTS[name]:,}$", text, re.MULTILINE)
+    for word in ("network: ", "FLOPs per image: ", "memory: ", "steps: "):
+        assert word in text
+    assert not (ROOT / "runs" / name).exists()
+
+
+def test_a_dry_run_follows_the_options():
+    config = ExperimentConfig(
+        data=DataConfig("/no/such/file.zip", image_shape=(2, 2, 1)),
+        network=MLPConfig(width=4, num_layers=1),
+    )
+    assert "parameters: 120\n" in describe_experiment(config)
+    shapeless = dataclasses.replace(config, data=DataConfig("/no/such/file.zip"))
+    with pytest.raises(InputError, match=r"--data\.image-shape"):
+        describe_experiment(shapeless)
+
+
+def test_flops_and_memory_of_known_functions():
+    a, b = jnp.zeros((3, 5)), jnp.zeros((5, 7))
+    assert count_flops(jnp.dot, a, b) == 2 * 3 * 5 * 7
+    looped = lambda a, b: jax.lax.fori_loop(0, 4, lambda i, s: s + a @ b, 0.0 * (a @ b))  # noqa: E731
+    assert count_flops(jax.jit(looped), a, b) == 5 * 2 * 3 * 5 * 7
+    conv = lambda x, k: jax.lax.conv(x, k, (1, 1), "SAME")  # noqa: E731
+    image, kernel = jnp.zeros((2, 3, 8, 8)), jnp.zeros((4, 3, 3, 3))
+    assert count_flops(conv, image, kernel) == 2 * (2 * 4 * 8 * 8) * 3 * 9
+    assert saved_bytes(jnp.sin, jnp.zeros(10)) == 40
+
+
+@pytest.mark.parametrize("name", ["cifar10", "ffhq64", "imagenet64"])
+def test_presets_without_their_images_say_what_to_do(name, tmp_path):
+    with pytest.raises(InputError, match=r"--data\.name PATH"):
+        train(load_preset(name), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_published_preset_is_tried():
+    assert set(preset_names()) == {*COUNTS, "digits", "mixture2d"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "cifar10" else pytest.mark.slow)
+        for name in COUNTS
+    ],
+)
+def test_presets_train_save_restore_and_sample(name, tmp_path):
+    config = load_preset(name)
+    shape = config.data.image_shape
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, *shape), np.uint8)
+    np.savez(tmp_path / "images.npz", images=images, labels=np.arange(6) * 100)
+    mult = (1,) * len(config.network.channel_mult)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, name=str(tmp_path / "images.npz")),
+        network=dataclasses.replace(
+            config.network, model_channels=8, channel_mult=mult, num_blocks=1
+        ),
+        training=dataclasses.replace(config.training, num_steps=2, batch_size=2),
+    )
+    train(config, tmp_path / "run")
+    found = Checkpoints(tmp_path / "run")
+    assert found.steps()[-1] == 2
+    found.close()
+    denoiser = load_denoiser(tmp_path / "run")
+    solution = sample(
+        denoiser, jax.random.key(0), (1, *shape), karras(2), solver=Heun()
+    )
+    assert solution.x.shape == (1, *shape)
+    assert np.isfinite(solution.x).all()
