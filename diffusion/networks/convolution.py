@@ -1,15 +1,5 @@
 """Convolutions and changes of resolution, NHWC.
 
-`convolve` is XLA's convolution with derivatives that suit each machine.  On CPUs XLA's
-gradient with respect to the kernel reaches only about half of the speed of its forward
-convolution; written as one matrix product per kernel offset it comes close to that of
-a matrix product.  The derivative is given in forward form, as the sum over offsets
-
-    d/dW: dW -> sum_ij shift_ij(x) dW[i, j],
-
-which is linear in dW, so that JAX transposes it to dW[i, j] = shift_ij(x)^T dy, and
-both modes of differentiation and `vmap` work.
-
 Resampling by 2 with a symmetric filter f of even length n, normalised to sum 1, has
 padding p = n/2 - 1: down-sampling is y[i] = sum_t f[t] x[2i + t - p] per axis, and
 up-sampling the transpose of that, times 2 per axis (Karras et al., arXiv 2206.00364).
@@ -17,45 +7,12 @@ up-sampling the transpose of that, times 2 per axis (Karras et al., arXiv 2206.0
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 __all__ = ["convolve", "downsample", "upsample"]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _convolve(x: Array, kernel: Array, padding: int) -> Array:
-    sides = [(padding, padding)] * 2
-    return lax.conv_general_dilated(x, kernel, (1, 1), sides, dimension_numbers=_LAYOUT)
-
-
-@_convolve.defjvp
-def _convolve_jvp(
-    padding: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]
-) -> tuple[Array, Array]:
-    x, kernel = primals
-    dx, dkernel = tangents
-    y = _convolve(x, kernel, padding)
-    return y, _convolve(dx, kernel, padding) + _by_offsets(x, dkernel, padding)
-
-
-def _by_offsets(x: Array, kernel: Array, padding: int) -> Array:
-    """Convolve by one matrix product per offset of the kernel."""
-    size_h, size_w = kernel.shape[:2]
-    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    height = padded.shape[1] - size_h + 1
-    width = padded.shape[2] - size_w + 1
-    products = [
-        jnp.einsum(
-            "bhwc,cd->bhwd", padded[:, i : i + height, j : j + width], kernel[i, j]
-        )
-        for i in range(size_h)
-        for j in range(size_w)
-    ]
-    return functools.reduce(jnp.add, products)
 
 
 def convolve(x: Array, kernel: Array, padding: int) -> Array:
@@ -71,8 +28,6 @@ def convolve(x: Array, kernel: Array, padding: int) -> Array:
     """
     if kernel.shape[:2] == (1, 1) and padding == 0:
         return jnp.einsum("bhwc,cd->bhwd", x, kernel[0, 0])
-    if jax.default_backend() == "cpu":
-        return _convolve(x, kernel, padding)
     sides = [(padding, padding)] * 2
     return lax.conv_general_dilated(x, kernel, (1, 1), sides, dimension_numbers=_LAYOUT)
 
