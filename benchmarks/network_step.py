@@ -24,6 +24,7 @@ import optax
 from benchmarks.measure import assert_same, matmul_gflops, seconds_of
 from benchmarks.results_file import RESULTS, write_result
 from configs.network_schema import SongUNetConfig
+from diffusion.host_memory import keep_freed_memory
 from diffusion.interop import convert_edm
 from diffusion.networks import build_network
 from diffusion.networks.cost import count_flops
@@ -194,6 +195,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=sorted(CASES))
     options = parser.parse_args()
+    # As `diffusion.train` does; torch, in the same process, gains by it as well.
+    keep_freed_memory()
     figures: dict[str, Any] = {}
     path = RESULTS / "network_step.json"
     if options.only and path.is_file():

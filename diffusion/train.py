@@ -12,6 +12,7 @@ import tyro
 from configs.presets import load_preset, preset_names
 from configs.schema import ExperimentConfig
 from diffusion.command_line import exit_on_error, parse_options, split_positional
+from diffusion.host_memory import keep_freed_memory
 
 __all__ = ["main"]
 
@@ -51,6 +52,7 @@ def main() -> None:
         return
     from diffusion.training import train
 
+    keep_freed_memory()
     train(options.experiment, options.workdir)
 
 
