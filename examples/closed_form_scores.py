@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from analysis.score_comparison import compare_denoisers
+from configs.schema import DataConfig
 from diffusion.closed_form import EmpiricalDenoiser, fit_gaussian, fit_mixture
-from diffusion.data import load_split
+from diffusion.data import split_of
 
 SIGMAS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 
 
 def main() -> None:
     """Fit three models and compare two of them with the third."""
-    split = load_split("digits", held_out_fraction=0.2, split_seed=0)
+    split = split_of(DataConfig("digits", held_out_fraction=0.2))
     images = split.training.images
     gaussian = fit_gaussian(images)
     mixture = fit_mixture(images, 10, rank=16, key=jax.random.key(0))

@@ -25,6 +25,7 @@ FORBIDDEN_WITHIN = {
 }
 ENTRY_MODULES = (
     "diffusion.fit_closed_form",
+    "diffusion.import_checkpoint",
     "diffusion.train",
     "samplers.generate",
     "analysis.compare",
