@@ -165,7 +165,14 @@ def test_networks_and_gradients_equal_the_golden_numbers(name):
     np.testing.assert_allclose(norms, golden[f"{name}/norms"], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["ddpmpp_small", "ncsnpp_small", "adm_small"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ddpmpp_small",
+        pytest.param("ncsnpp_small", marks=pytest.mark.slow),
+        pytest.param("adm_small", marks=pytest.mark.slow),
+    ],
+)
 def test_every_parameter_matters_in_both_or_in_neither(name):
     torch = pytest.importorskip("torch", reason="needs the extra 'parity'")
     net = Net(torch, CASES[name])
