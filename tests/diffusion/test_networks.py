@@ -8,6 +8,7 @@ from flax import nnx
 
 from configs import InputError
 from configs.network_schema import DhariwalUNetConfig, MLPConfig, SongUNetConfig
+from diffusion.interop.edm import _edm_name
 from diffusion.networks import build_network
 from diffusion.networks.convolution import convolve, downsample, upsample
 from diffusion.networks.layers import GroupNorm, dropout, positional_embedding
@@ -252,3 +253,64 @@ def test_convolutions_have_xlas_values_and_derivatives():
         hessian = jax.jvp(jax.grad(lambda k: loss(ours, x, k)), (kernel,), (kernel,))
         wanted = jax.jvp(jax.grad(lambda k: loss(plain, x, k)), (kernel,), (kernel,))
         np.testing.assert_allclose(hessian[1], wanted[1], atol=1e-10)
+
+
+def published_shapes(config, event, song):
+    """Return the shapes of a network's tensors, by EDM's names and in its layout."""
+    network = build_network(config, event)
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        place = jax.tree_util.keystr(path, simple=True, separator="/")
+        shape = leaf.shape
+        if place.endswith("kernel"):
+            axes = (3, 2, 0, 1) if len(shape) == 4 else (1, 0)
+            shape = tuple(shape[axis] for axis in axes)
+        found[_edm_name(place, event[0], song).removeprefix("model.")] = shape
+    return found
+
+
+def test_tensors_have_the_published_names_and_shapes():
+    song = SongUNetConfig(augment_dim=9, label_dim=10)
+    found = published_shapes(song, (32, 32, 3), song=True)
+    assert len(found) == 419
+    expected = {
+        "map_label.weight": (128, 10),
+        "map_augment.weight": (128, 9),
+        "map_layer0.weight": (512, 128),
+        "map_layer1.weight": (512, 512),
+        "enc.32x32_conv.weight": (128, 3, 3, 3),
+        "enc.32x32_block0.skip.weight": (256, 128, 1, 1),
+        "enc.16x16_block3.qkv.weight": (768, 256, 1, 1),
+        "enc.16x16_down.skip.weight": (256, 256, 1, 1),
+        "dec.8x8_in0.proj.weight": (256, 256, 1, 1),
+        "dec.16x16_block4.norm2.weight": (256,),
+        "dec.32x32_block4.affine.weight": (256, 512),
+        "dec.32x32_aux_norm.weight": (256,),
+        "dec.32x32_aux_conv.weight": (3, 256, 3, 3),
+    }
+    assert {name: found[name] for name in expected} == expected
+    assert "dec.16x16_block3.qkv.weight" not in found
+
+    ncsn = SongUNetConfig(augment_dim=9, **NCSNPP)
+    found = published_shapes(ncsn, (32, 32, 3), song=True)
+    assert found["map_layer0.weight"] == (512, 256)
+    assert found["map_noise.freqs"] == (128,)
+    assert found["enc.16x16_aux_residual.weight"] == (256, 3, 3, 3)
+    assert found["enc.8x8_aux_residual.weight"] == (256, 256, 3, 3)
+
+    adm = DhariwalUNetConfig(label_dim=1000)
+    found = published_shapes(adm, (64, 64, 3), song=False)
+    assert len(found) == 541
+    expected = {
+        "map_layer0.weight": (768, 192),
+        "map_label.weight": (768, 1000),
+        "enc.64x64_block0.affine.weight": (384, 768),
+        "enc.8x8_block0.qkv.weight": (2304, 768, 1, 1),
+        "dec.32x32_block0.qkv.weight": (1152, 384, 1, 1),
+        "out_norm.weight": (192,),
+        "out_conv.weight": (3, 192, 3, 3),
+    }
+    assert {name: found[name] for name in expected} == expected
+    assert "map_label.bias" not in found
+    assert "enc.32x32_down.skip.weight" not in found
