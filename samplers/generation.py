@@ -9,6 +9,7 @@ them.  A folder with a record is complete.
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +22,11 @@ from PIL import Image
 
 from configs.errors import InputError, choice_error
 from configs.schema import SamplerConfig, to_dict
+from diffusion.adapters import VPNoiseDenoiser
 from diffusion.atomic import write_atomically
 from diffusion.closed_form import GaussianDenoiser, load_closed_form, load_gaussian
 from diffusion.denoiser import Denoiser
+from diffusion.neural import NeuralDenoiser
 from diffusion.progress import Progress
 from diffusion.training.checkpoint import load_denoiser
 from diffusion.training.record import read_record
@@ -62,11 +65,13 @@ class Model(NamedTuple):
         event_shape: Shape of one sample.
         gaussian: What to teleport with where the settings name nothing: a file, or the
             model itself; None if there is none.
+        sigma_range: Lowest and highest noise level that the model knows.
     """
 
     denoiser: Denoiser
     event_shape: tuple[int, ...]
     gaussian: Path | GaussianDenoiser | None
+    sigma_range: tuple[float, float] = (0.0, math.inf)
 
 
 def load_model(path: str | Path, *, step: int | None = None) -> Model:
@@ -90,11 +95,22 @@ def load_model(path: str | Path, *, step: int | None = None) -> Model:
     denoiser = load_denoiser(path, step=step)
     record = read_record(path)
     assert record is not None, "load_denoiser has read it"
-    return Model(denoiser, record.event_shape, Path(path) / "gaussian.npz")
+    gaussian = Path(path) / "gaussian.npz"
+    return Model(denoiser, record.event_shape, gaussian, _sigma_range(denoiser))
+
+
+def _sigma_range(denoiser: NeuralDenoiser | VPNoiseDenoiser) -> tuple[float, float]:
+    if isinstance(denoiser, NeuralDenoiser):
+        rule = denoiser.preconditioning
+        return rule.sigma_min, rule.sigma_max
+    sigmas = np.asarray(getattr(denoiser.schedule, "sigmas", [0.0, math.inf]))
+    return float(sigmas[0]), float(sigmas[-1])
 
 
 def build_sampler(config: SamplerConfig, model: Model) -> Sampler:
     """Return the sampler of a configuration.
+
+    A grid that leaves the noise levels that the model knows is brought into them.
 
     Args:
         config: The settings.
@@ -106,7 +122,15 @@ def build_sampler(config: SamplerConfig, model: Model) -> Sampler:
     """
     if config.solver not in _SOLVERS:
         raise choice_error("solver", config.solver, _SOLVERS)
-    ends = config.num_points, config.sigma_min, config.sigma_max
+    lowest, highest = model.sigma_range
+    sigma_min = max(config.sigma_min, lowest)
+    sigma_max = min(config.sigma_max, highest)
+    if sigma_min >= sigma_max:
+        raise InputError(
+            f"the grid from {config.sigma_max:g} to {config.sigma_min:g} lies outside "
+            f"the noise levels {lowest:g} to {highest:g} that the model knows"
+        )
+    ends = config.num_points, sigma_min, sigma_max
     sigmas = log_linear(*ends)
     if config.schedule == "karras":
         sigmas = karras(*ends, config.rho)
@@ -121,7 +145,7 @@ def build_sampler(config: SamplerConfig, model: Model) -> Sampler:
         )
     if not isinstance(gaussian, GaussianDenoiser):
         gaussian = load_gaussian(gaussian, event_shape=model.event_shape)
-    start = Teleport(gaussian, config.sigma_max)
+    start = Teleport(gaussian, sigma_max)
     return Sampler(solver, skip_above(sigmas, config.teleport), start)
 
 

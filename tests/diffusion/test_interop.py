@@ -12,6 +12,7 @@ import pytest
 
 from configs import InputError
 from configs.network_schema import DDPMUNetConfig, MLPConfig
+from configs.schema import SamplerConfig
 from diffusion.adapters import VPNoiseDenoiser, linear_beta_schedule
 from diffusion.closed_form import load_gaussian, load_published_pca
 from diffusion.importing import import_checkpoint
@@ -24,6 +25,7 @@ from diffusion.interop import (
 )
 from diffusion.networks import build_network
 from diffusion.training import load_denoiser
+from samplers.generation import build_sampler, load_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -301,6 +303,16 @@ def test_an_imported_noise_predictor_is_a_denoiser(tmp_path):
     )
     found = jax.jit(lambda d, x: d(x, sigma))(denoiser, jnp.asarray(x))
     np.testing.assert_allclose(found, x - sigma * noise, atol=1e-3)
+
+
+def test_a_grid_stays_within_the_levels_that_a_network_knows(tmp_path):
+    import_checkpoint(write_diffusers(tmp_path / "unet"), tmp_path / "run")
+    model = load_model(tmp_path / "run")
+    sigmas = build_sampler(SamplerConfig(sigma_max=1000.0), model).sigmas
+    table = linear_beta_schedule().sigmas
+    np.testing.assert_allclose(sigmas[[0, -1]], [table[-1], table[0]], rtol=1e-5)
+    with pytest.raises(InputError, match=r"noise levels \S+ to 15"):
+        build_sampler(SamplerConfig(sigma_min=200.0, sigma_max=300.0), model)
 
 
 def test_our_weights_go_to_safetensors_and_back(tmp_path):
