@@ -13,8 +13,10 @@ _NOT_PRESETS = (
     "closed_form_schema",
     "errors",
     "network_schema",
+    "preparation_schema",
     "presets",
     "schema",
+    "training_schema",
 )
 
 

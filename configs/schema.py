@@ -6,7 +6,6 @@ carry it through ``workdir/config.json`` and back without loss.
 """
 
 import dataclasses
-import itertools
 import math
 import types
 import typing
@@ -20,11 +19,13 @@ from configs.errors import (
     require_choice,
 )
 from configs.network_schema import NetworkConfig, SongUNetConfig
+from configs.training_schema import EMAConfig, MeshConfig, OptimConfig, TrainingConfig
 
 __all__ = [
     "DataConfig",
     "EMAConfig",
     "ExperimentConfig",
+    "MeshConfig",
     "NoiseConfig",
     "OptimConfig",
     "PreconditioningConfig",
@@ -39,6 +40,7 @@ SOLVERS = ("euler", "heun")
 SCHEDULES = ("karras", "log_linear")
 PRECONDITIONINGS = ("edm", "vp", "ve", "iddpm", "gaussian", "ddpm")
 NOISE_LAWS = ("log_normal", "vp", "ve")
+PLACEMENTS = ("auto", "replicated", "sharded", "streamed")
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,26 @@ class DataConfig:
     """Which images, and which of them are held out."""
 
     name: str = "digits"
-    """Built-in data set (digits or mixture2d), or path of an image archive."""
+    """Built-in data set (digits or mixture2d), name of a set that prepare_data has
+    packed, or path of a packed set or of an image archive."""
+    data_dir: str = "data"
+    """Folder that prepare_data has written to."""
     image_shape: tuple[int, ...] | None = None
     """Shape of one sample, such as 32 32 3; None takes what the data have."""
     held_out_fraction: float = 0.2
-    """Share of the images that training never sees, in [0, 1)."""
+    """Share of the images that training never sees, in [0, 1); a packed set was split
+    when it was prepared."""
     split_seed: int = 0
     """Seed of the random split into training and held-out images."""
+    max_images: int | None = None
+    """Train on so many images only, a random subset; None for all."""
     horizontal_flip: bool = False
     """Mirror each training image with probability one half."""
+    placement: str = "auto"
+    """Where the images lie in training: replicated (on every device), sharded (over the
+    devices), streamed (on disk or in host memory); auto takes the first that fits."""
+    device_budget_gib: float = 4.0
+    """auto: device memory that images may take, GiB for each device."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -65,6 +78,19 @@ class DataConfig:
             "in [0, 1)",
         )
         require(self.split_seed >= 0, "data.split_seed", self.split_seed, ">= 0")
+        require(
+            self.max_images is None or self.max_images > 0,
+            "data.max_images",
+            self.max_images,
+            "> 0 or None",
+        )
+        require_choice("data.placement", self.placement, PLACEMENTS)
+        require(
+            is_positive(self.device_budget_gib),
+            "data.device_budget_gib",
+            self.device_budget_gib,
+            "> 0",
+        )
         shape = self.image_shape
         require(
             shape is None or (len(shape) > 0 and min(shape) > 0),
@@ -123,122 +149,6 @@ class NoiseConfig:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
-    """Adam and its learning rate."""
-
-    learning_rate: float = 1e-3
-    """Peak learning rate."""
-    warmup_images: int = 10_000_000
-    """Images over which the learning rate rises linearly from 0; 0 for none."""
-    decay_images: int | None = None
-    """Beyond this many images the rate falls as 1/sqrt(images); None keeps it."""
-    beta1: float = 0.9
-    """Adam's decay of the first moment, in [0, 1)."""
-    beta2: float = 0.999
-    """Adam's decay of the second moment, in [0, 1)."""
-    epsilon: float = 1e-8
-    """Adam's denominator offset."""
-    clip_norm: float | None = None
-    """Largest global gradient norm per image; None clips nothing."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        rate = self.learning_rate
-        require(is_positive(rate), "optim.learning_rate", rate, "a finite number > 0")
-        require(
-            self.warmup_images >= 0, "optim.warmup_images", self.warmup_images, ">= 0"
-        )
-        require(
-            self.decay_images is None or self.decay_images > 0,
-            "optim.decay_images",
-            self.decay_images,
-            "> 0 or None",
-        )
-        require(0 <= self.beta1 < 1, "optim.beta1", self.beta1, "in [0, 1)")
-        require(0 <= self.beta2 < 1, "optim.beta2", self.beta2, "in [0, 1)")
-        require(is_positive(self.epsilon), "optim.epsilon", self.epsilon, "> 0")
-        require(
-            self.clip_norm is None or is_positive(self.clip_norm),
-            "optim.clip_norm",
-            self.clip_norm,
-            "> 0 or None",
-        )
-
-
-@dataclass(frozen=True)
-class EMAConfig:
-    """The exponential moving average of the parameters."""
-
-    half_life_images: int = 500_000
-    """Images after which a parameter's weight in the average has halved."""
-    ramp_fraction: float | None = 0.05
-    """The half-life is at most this share of the images seen; None for no ramp."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        require(
-            self.half_life_images > 0,
-            "ema.half_life_images",
-            self.half_life_images,
-            "> 0",
-        )
-        require(
-            self.ramp_fraction is None or is_positive(self.ramp_fraction),
-            "ema.ramp_fraction",
-            self.ramp_fraction,
-            "> 0 or None",
-        )
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How long to train, how often to log and to save."""
-
-    num_steps: int = 1000
-    """Optimizer steps in all; raise it to train a finished run further."""
-    batch_size: int = 128
-    """Images per step."""
-    log_every_steps: int = 50
-    """Steps between two rows of metrics.jsonl."""
-    sigma_bin_edges: tuple[float, ...] = (0.05, 0.2, 1.0, 5.0, 20.0)
-    """Losses are reported per bin of sigma between these edges."""
-    uncertainty_weighting: bool = False
-    """Divide the loss by a learned exp(u(sigma)) and add u (arXiv 2312.02696)."""
-    evaluation_images: int = 512
-    """Most images of either side of the split that a loss is evaluated on."""
-    checkpoint_every_steps: int = 500
-    """Steps between two checkpoints that are kept for good."""
-    checkpoint_every_seconds: float = 300.0
-    """A checkpoint is also written once this much time has passed since the last."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in (
-            "num_steps",
-            "batch_size",
-            "log_every_steps",
-            "evaluation_images",
-            "checkpoint_every_steps",
-        ):
-            value = getattr(self, name)
-            require(value > 0, f"training.{name}", value, "> 0")
-        require(
-            self.checkpoint_every_seconds > 0,
-            "training.checkpoint_every_seconds",
-            self.checkpoint_every_seconds,
-            "> 0",
-        )
-        edges = self.sigma_bin_edges
-        increasing = all(a < b for a, b in itertools.pairwise(edges))
-        require(
-            bool(edges) and all(map(is_positive, edges)) and increasing,
-            "training.sigma_bin_edges",
-            edges,
-            "positive and increasing",
-        )
-
-
-@dataclass(frozen=True)
 class ExperimentConfig:
     """Everything that `diffusion.training.train` needs to know."""
 
@@ -251,6 +161,7 @@ class ExperimentConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     seed: int = 0
     """Seed of initialisation, batches and noise."""
 

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 
 from configs.errors import InputError
 from configs.schema import DataConfig, ExperimentConfig
-from diffusion.closed_form import fit_gaussian, save_gaussian
+from diffusion.closed_form import save_gaussian
 from diffusion.data import split_of
 from diffusion.interop import ImportedModel, load_edm, load_unet2d
+from diffusion.training.building import fit_training_gaussian
 from diffusion.training.checkpoint import Checkpoints
 from diffusion.training.record import Record, claim_workdir, read_record
 from diffusion.training.state import create_state
@@ -75,7 +76,7 @@ def import_checkpoint(
     if data is not None:
         save_gaussian(
             workdir / "gaussian.npz",
-            fit_gaussian(images),
+            fit_training_gaussian(images),
             num_images=len(images),
             data_digest=split.digest,
         )
@@ -90,7 +91,8 @@ def _save(model: ImportedModel, config: ExperimentConfig, workdir: Path) -> None
     num_bins = len(config.training.sigma_bin_edges) + 1
     checkpoints = Checkpoints(workdir, config.training.checkpoint_every_steps)
     try:
-        checkpoints.save(create_state(params, optimizer, num_bins), {"seconds": 0.0})
+        state = create_state(params, optimizer, num_bins)
+        checkpoints.save(state, {"seconds": 0.0, "origin": "an imported checkpoint"})
         checkpoints.wait()
     finally:
         checkpoints.close()

@@ -52,7 +52,8 @@ class NeuralDenoiser:
         labels: Class labels, (B, label_dim) one-hot or real, or None.
         condition: Augmentation condition, (B, augment_dim), or None, which is the
             same as zeros: no augmentation.
-        dropout_key: Key of the dropout masks, or None for none (sampling).
+        dropout_key: Key of the dropout masks, one or (B,) of them; None for none
+            (sampling).
     """
 
     params: dict[str, Any]

@@ -31,7 +31,8 @@ class Progress:
         """See the class."""
         self.total, self.done, self.label, self.unit = total, done, label, unit
         self._interval = seconds_between_lines
-        self._last_line = time.monotonic()
+        self._started = self._last_line = time.monotonic()
+        self._first = done
         self._bar = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=done, desc=label, unit=unit)
@@ -50,8 +51,17 @@ class Progress:
                 self._print(note)
 
     def _print(self, note: str) -> None:
-        line = f"{self.label}: {self.done}/{self.total} {self.unit}s  {note}"
-        print(line.rstrip(), file=sys.stderr, flush=True)
+        line = f"{self.label}: {self.done}/{self.total} {self.unit}s{self._left()}"
+        print(f"{line}  {note}".rstrip(), file=sys.stderr, flush=True)
+
+    def _left(self) -> str:
+        """Return the time left at the pace so far, when there is any."""
+        done, left = self.done - self._first, self.total - self.done
+        if done <= 0 or left <= 0:
+            return ""
+        seconds = round((time.monotonic() - self._started) * left / done)
+        hours, minutes = divmod(seconds // 60, 60)
+        return f"  {hours}:{minutes:02}:{seconds % 60:02} left"
 
     def close(self) -> None:
         """Finish the bar."""

@@ -29,6 +29,16 @@ class Options:
     dry_run: tyro.conf.UseCounterAction[int] = 0
     """Print network, parameter count, FLOPs, memory and steps, and stop; needs no
     data."""
+    suggest_noise: tyro.conf.UseCounterAction[int] = 0
+    """Measure sigma_data and the loss over sigma on the data, propose noise levels for
+    training and sampling, and stop."""
+    coordinator: str | None = None
+    """Several hosts: HOST:PORT of process 0; None takes what SLURM, Open MPI or a cloud
+    TPU say."""
+    num_processes: int | None = None
+    """Several hosts: processes in all."""
+    process_id: int | None = None
+    """Several hosts: number of this process, from 0."""
 
 
 def main() -> None:
@@ -50,9 +60,16 @@ def main() -> None:
 
         print(describe_experiment(options.experiment))
         return
+    if options.suggest_noise:
+        from diffusion.training.noise_suggestion import format_suggestion, suggest_noise
+
+        print(format_suggestion(suggest_noise(options.experiment.data)))
+        return
     from diffusion.training import train
+    from diffusion.training.mesh import connect_hosts
 
     keep_freed_memory()
+    connect_hosts(options.coordinator, options.num_processes, options.process_id)
     train(options.experiment, options.workdir)
 
 

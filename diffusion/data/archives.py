@@ -9,13 +9,17 @@ from pathlib import Path
 
 from configs.errors import InputError
 from diffusion.data.array_files import open_idx, open_npz
-from diffusion.data.image_files import open_image_folder, open_image_zip
+from diffusion.data.image_files import (
+    list_image_folder,
+    list_image_zip,
+    open_image_files,
+)
 from diffusion.data.image_source import ImageSource
 
 __all__ = ["open_archive"]
 
 _READERS = {
-    ".zip": open_image_zip,
+    ".zip": lambda path: open_image_files(list_image_zip(path)),
     ".npz": open_npz,
     "idx3-ubyte": open_idx,
     "idx3-ubyte.gz": open_idx,
@@ -42,7 +46,7 @@ def open_archive(path: str | Path) -> ImageSource:
     """
     name = os.fspath(path)
     if os.path.isdir(name):
-        return open_image_folder(name)
+        return open_image_files(list_image_folder(name))
     if not os.path.exists(name):
         raise InputError(
             f"there is no file or folder {name!r}; give the path of an image archive "

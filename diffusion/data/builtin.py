@@ -16,7 +16,7 @@ import numpy as np
 from configs.errors import InputError, choice_error
 from diffusion.data.batches import to_data_units
 
-__all__ = ["BUILTIN", "Dataset", "Split", "load_builtin", "split_dataset"]
+__all__ = ["BUILTIN", "Dataset", "Split", "load_builtin", "split_dataset", "split_rows"]
 
 _MIXTURE_POINTS = 10_000
 _MIXTURE_STD = 0.25
@@ -69,34 +69,69 @@ def load_builtin(name: str) -> Dataset:
     return BUILTIN[name]()
 
 
-def split_dataset(dataset: Dataset, held_out_fraction: float, split_seed: int) -> Split:
+def split_rows(
+    count: int, held_out_fraction: float, split_seed: int, max_images: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose at random which samples are for training and which are held out.
+
+    Args:
+        count: Number of samples, N.
+        held_out_fraction: Share held out, in [0, 1); rounded to whole samples.
+        split_seed: Seed of the permutation that decides which.
+        max_images: Most samples for training.  A smaller subset lies in each larger
+            one, and which samples are held out does not depend on it.
+
+    Returns:
+        Training and held-out rows, each in increasing order.
+
+    Raises:
+        InputError: If no training sample would be left, or fewer than `max_images`.
+    """
+    num_held_out = round(held_out_fraction * count)
+    left = count - num_held_out
+    if left < 1:
+        raise InputError(
+            f"held_out_fraction {held_out_fraction} leaves none of the {count} samples "
+            "for training; lower it"
+        )
+    if max_images is not None and max_images > left:
+        raise InputError(
+            f"max_images is {max_images}, but there are only {left} training samples; "
+            "lower it or leave it out"
+        )
+    order = np.random.default_rng(split_seed).permutation(count)
+    training = order[num_held_out:][:max_images]
+    return np.sort(training), np.sort(order[:num_held_out])
+
+
+def split_dataset(
+    dataset: Dataset,
+    held_out_fraction: float,
+    split_seed: int,
+    max_images: int | None = None,
+) -> Split:
     """Split samples at random into training and held-out ones.
 
     Args:
         dataset: All samples.
         held_out_fraction: Share held out, in [0, 1); rounded to whole samples.
         split_seed: Seed of the permutation that decides which.
+        max_images: Most samples for training; None for all.
 
     Returns:
         The two parts, each in the data set's own order, with digest and sigma_data.
 
     Raises:
-        InputError: If no training sample would be left.
+        InputError: If no training sample would be left, or fewer than `max_images`.
     """
-    count = len(dataset.images)
-    num_held_out = round(held_out_fraction * count)
-    if num_held_out >= count:
-        raise InputError(
-            f"held_out_fraction {held_out_fraction} leaves none of the {count} samples "
-            "for training; lower it"
-        )
-    order = np.random.default_rng(split_seed).permutation(count)
-    held_out, training = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
-    images = dataset.images[training]
+    training, held_out = split_rows(
+        len(dataset.images), held_out_fraction, split_seed, max_images
+    )
+    images = np.ascontiguousarray(dataset.images[training])
     return Split(
         training=Dataset(images, dataset.labels[training]),
         held_out=Dataset(dataset.images[held_out], dataset.labels[held_out]),
-        digest=hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest(),
+        digest=hashlib.sha256(images.reshape(-1).view(np.uint8).data).hexdigest(),
         sigma_data=_root_mean_square(images),
     )
 

@@ -8,24 +8,24 @@ images is that of their sorted names.
 import contextlib
 import functools
 import io
-import json
 import os
-import re
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from configs.errors import InputError
+from diffusion.data.image_labels import LABEL_FILE, folder_labels, json_labels
 from diffusion.data.image_source import ImageSource
 from diffusion.data.limits import (
     MAX_IMAGE_BYTES,
     MAX_IMAGES,
     MAX_JSON_BYTES,
     MAX_PIXELS,
+    UnreadableError,
     check_count,
     place,
     reading,
@@ -37,33 +37,48 @@ from diffusion.data.zip_members import (
     read_member,
 )
 
-__all__ = ["open_image_folder", "open_image_zip"]
+__all__ = [
+    "ImageFiles",
+    "image_pixels",
+    "image_shape",
+    "list_image_folder",
+    "list_image_zip",
+    "open_image_files",
+    "opened_image",
+]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 # Skipping these in silence would lose data; a README may lie beside the images.
 _OTHER_SUFFIXES = (".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2", ".npy")
-_LABEL_FILE = "dataset.json"
-_EDM_NAME = re.compile(r"\d{5}/img\d{8}\.\w+")
 _GREY_MODES = ("1", "L")
 _COLOUR_MODES = ("P", "PA", "LA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _PNG_DEPTH = 24  # Position of the bit depth in the header chunk, which comes first.
-_MAX_CLASS = 2**31 - 1
 
 _Read = Callable[[str], bytes]
 
 
-def open_image_zip(path: str) -> ImageSource:
-    """Open a zip of image files, in sorted order of their names.
+class ImageFiles(NamedTuple):
+    """Image files of any size in an archive, in sorted order of their names.
 
-    Args:
-        path: The file; `dataset.json` at its top gives the labels.
+    Attributes:
+        path: The archive or folder.
+        names: The files, N of them.
+        labels: (N,) int64 classes, or None.
+        open_reader: Opens the archive; gives a function from name to bytes.
+    """
 
-    Returns:
-        Images (H, W, C) uint8, C = 1 for grey and 3 for colour.
+    path: str
+    names: list[str]
+    labels: np.ndarray | None
+    open_reader: Callable[[], AbstractContextManager[_Read]]
+
+
+def list_image_zip(path: str) -> ImageFiles:
+    """List the image files of a zip; `dataset.json` at its top gives the labels.
 
     Raises:
-        InputError: If the archive, its labels or the first image are refused.
+        InputError: If the archive or its labels are refused.
     """
     with open_zip(path) as archive:
         members = list_members(archive, path)
@@ -71,75 +86,79 @@ def open_image_zip(path: str) -> ImageSource:
         for name in names:
             check_member(members[name], path, MAX_IMAGE_BYTES)
         labels = None
-        if _LABEL_FILE in members:
-            check_member(members[_LABEL_FILE], path, MAX_JSON_BYTES)
-            text = read_member(archive, members[_LABEL_FILE], path)
-            labels = _json_labels(text, names, path)
-        first = read_member(archive, members[names[0]], path)
+        if LABEL_FILE in members:
+            check_member(members[LABEL_FILE], path, MAX_JSON_BYTES)
+            text = read_member(archive, members[LABEL_FILE], path)
+            labels = json_labels(text, names, path)
 
     @contextlib.contextmanager
     def open_reader() -> Iterator[_Read]:
         with open_zip(path) as archive:
             yield lambda name: read_member(archive, members[name], path)
 
-    return _image_source(path, names, labels, first, open_reader)
+    return ImageFiles(path, names, labels, open_reader)
 
 
-def open_image_folder(path: str) -> ImageSource:
-    """Open a folder of image files, in sorted order of their relative names.
+def list_image_folder(path: str) -> ImageFiles:
+    """List the image files below a folder.
 
     Sub-folders are searched, links to folders are not followed, and names that begin
-    with a dot are passed over.
-
-    Args:
-        path: The folder.  Labels come from `dataset.json` at its top; without one, the
-            first sub-folder's name is the class if every image lies in one (numbered
-            in sorted order), unless the layout is EDM's, whose folders are no classes.
-
-    Returns:
-        Images (H, W, C) uint8, C = 1 for grey and 3 for colour.
+    with a dot are passed over.  Labels come from `dataset.json` at the top; without
+    one, the first sub-folder's name is the class if every image lies in one (numbered
+    in sorted order), unless the layout is EDM's, whose folders are no classes.
 
     Raises:
-        InputError: If the folder, its labels or the first image are refused.
+        InputError: If the folder or its labels are refused.
     """
     files = list(_files_below(path))
     names = _image_names(files, path)
-    if _LABEL_FILE in files:
-        text = _read_file(path, _LABEL_FILE, MAX_JSON_BYTES)
-        labels = _json_labels(text, names, path)
+    if LABEL_FILE in files:
+        text = _read_file(path, LABEL_FILE, MAX_JSON_BYTES)
+        labels = json_labels(text, names, path)
     else:
-        labels = _folder_labels(names)
-    first = _read_file(path, names[0], MAX_IMAGE_BYTES)
+        labels = folder_labels(names)
 
     @contextlib.contextmanager
     def open_reader() -> Iterator[_Read]:
         yield lambda name: _read_file(path, name, MAX_IMAGE_BYTES)
 
-    return _image_source(path, names, labels, first, open_reader)
+    return ImageFiles(path, names, labels, open_reader)
 
 
-def _image_source(
-    path: str,
-    names: list[str],
-    labels: np.ndarray | None,
-    first: bytes,
-    open_reader: Callable[[], AbstractContextManager[_Read]],
-) -> ImageSource:
-    """Return the source; ``first`` are the bytes of the image that fixes the shape."""
-    with _opened(first, place(path, names[0])) as image:
-        shape = _shape(image, first, place(path, names[0]))
-    blocks = functools.partial(_blocks, path, names, shape, open_reader)
-    return ImageSource(path, len(names), shape, np.dtype(np.uint8), labels, blocks)
+def open_image_files(files: ImageFiles) -> ImageSource:
+    """Return image files of one size as a source.
+
+    Returns:
+        Images (H, W, C) uint8, C = 1 for grey and 3 for colour; H, W and C are those of
+        the first image.
+
+    Raises:
+        InputError: If the first image is refused; while reading, if another one is, or
+            has another shape.
+    """
+    path, names = files.path, files.names
+    with files.open_reader() as read:
+        first = read(names[0])
+    with opened_image(first, place(path, names[0])) as image:
+        shape = image_shape(image, first, place(path, names[0]))
+    blocks = functools.partial(_blocks, files, shape)
+    return ImageSource(
+        path, len(names), shape, np.dtype(np.uint8), files.labels, blocks
+    )
+
+
+def image_pixels(image: Image.Image, channels: int) -> np.ndarray:
+    """Return (H, W, C) uint8 pixels of an open image, grey or RGB."""
+    mode = "L" if channels == 1 else "RGB"
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def _blocks(
-    path: str,
-    names: list[str],
-    shape: tuple[int, int, int],
-    open_reader: Callable[[], AbstractContextManager[_Read]],
-    block_size: int,
+    files: ImageFiles, shape: tuple[int, int, int], block_size: int
 ) -> Generator[np.ndarray, None, None]:
-    with open_reader() as read:
+    path, names = files.path, files.names
+    with files.open_reader() as read:
         for start in range(0, len(names), block_size):
             part = names[start : start + block_size]
             block = np.empty((len(part), *shape), np.uint8)
@@ -149,15 +168,26 @@ def _blocks(
 
 
 @contextlib.contextmanager
-def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
-    """Open an image, of which only the header is parsed; tell failures in one line."""
+def opened_image(data: bytes, where: str) -> Iterator[Image.Image]:
+    """Open an image, of which only the header is parsed; tell failures in one line.
+
+    Args:
+        data: The file's bytes.
+        where: What messages call it.
+
+    Yields:
+        The image.
+
+    Raises:
+        InputError: If anything in the block fails to read it.
+    """
     # Pillow warns of dropped transparency, of metadata, and of sizes checked here.
     with reading(where), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
         except UnidentifiedImageError as error:
-            raise InputError(
+            raise UnreadableError(
                 f"{where} is no readable PNG, JPEG, WebP or BMP image; "
                 "copy or make it again"
             ) from error
@@ -167,8 +197,12 @@ def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
             yield image
 
 
-def _shape(image: Image.Image, data: bytes, where: str) -> tuple[int, int, int]:
-    """Return (H, W, C) from the header alone, or refuse the image."""
+def image_shape(image: Image.Image, data: bytes, where: str) -> tuple[int, int, int]:
+    """Return (H, W, C) from the header alone.
+
+    Raises:
+        InputError: If the image is too large or has more than 8 bits per channel.
+    """
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise _too_large(where, f"{width} x {height}")
@@ -196,24 +230,27 @@ def _decode(
 
     The shape is compared before anything is decoded.
     """
-    with _opened(data, where) as image:
-        found = _shape(image, data, where)
+    with opened_image(data, where) as image:
+        found = image_shape(image, data, where)
         if found != shape:
             raise InputError(
                 f"{where} has shape {found} (height, width, channels), the first "
                 f"image, {first!r}, has {shape}; all must agree: crop, resize or "
                 "convert them first"
             )
-        mode = "L" if shape[2] == 1 else "RGB"
-        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    return pixels.reshape(shape)
+        return image_pixels(image, shape[2])
 
 
 def _image_names(files: Collection[str], path: str) -> list[str]:
     """Return the sorted names of the image files, or refuse what would be lost."""
     names, strays = [], []
     for file in files:
-        parts = file.split("/")
+        parts = file.replace("\\", "/").split("/")
+        if file.startswith(("/", "\\")) or ".." in parts:
+            raise InputError(
+                f"{place(path, file)} points outside the archive; names must be "
+                "relative and without '..': make the archive again"
+            )
         if any(part.startswith((".", "__MACOSX")) for part in parts):
             continue
         suffix = os.path.splitext(file)[1].lower()
@@ -224,70 +261,15 @@ def _image_names(files: Collection[str], path: str) -> list[str]:
             )
         if suffix in _SUFFIXES:
             names.append(file)
-        elif parts[-1] == _LABEL_FILE and len(parts) > 1:
+        elif parts[-1] == LABEL_FILE and len(parts) > 1:
             strays.append(file)
     check_count(len(names), repr(path))
-    if strays and _LABEL_FILE not in files:
+    if strays and LABEL_FILE not in files:
         raise InputError(
             f"{place(path, strays[0])} is not at the top, where labels are read; "
             "move all contents of its folder to the top"
         )
     return sorted(names)
-
-
-def _json_labels(text: bytes, names: list[str], path: str) -> np.ndarray | None:
-    """Return (N,) int64 classes from the text of dataset.json; None for null labels."""
-    where = place(path, _LABEL_FILE)
-    with reading(where):
-        content: Any = json.loads(text)
-    if not isinstance(content, dict):
-        raise InputError(f'{where} must be {{"labels": [[name, class], ...]}}')
-    labels = content.get("labels")
-    if labels is None:
-        return None
-    classes = _classes_by_name(labels, where)
-    for name in names:
-        if name not in classes:
-            raise InputError(
-                f"{where} has no label for image {name!r}; label every image, "
-                "or none (null)"
-            )
-    return np.array([classes[name] for name in names], np.int64)
-
-
-def _classes_by_name(labels: Any, where: str) -> dict[str, int]:
-    """Return the class of each name, from pairs or a dict as JSON gives them."""
-    pairs = list(labels.items()) if isinstance(labels, dict) else labels
-    if not isinstance(pairs, list):
-        raise InputError(f"{where}: labels must be a list of [name, class], or null")
-    classes: dict[str, int] = {}
-    for pair in pairs:
-        if not (isinstance(pair, list | tuple) and len(pair) == 2):
-            raise InputError(f"{where}: label {pair!r:.80} must be [name, class]")
-        name, label = pair
-        if not isinstance(name, str) or name in classes:
-            raise InputError(
-                f"{where} labels {name!r:.80}, which is no name or occurs twice; "
-                "give one label for each image"
-            )
-        if type(label) is not int or not 0 <= label <= _MAX_CLASS:
-            raise InputError(
-                f"{where} labels {name!r:.80} with {label!r:.80}; labels must be "
-                f"integers from 0 to {_MAX_CLASS}: number the classes"
-            )
-        classes[name] = label
-    return classes
-
-
-def _folder_labels(names: list[str]) -> np.ndarray | None:
-    """Return (N,) int64 classes from first sub-folders, None where there are none."""
-    if not all("/" in name for name in names):
-        return None
-    if all(_EDM_NAME.fullmatch(name) for name in names):
-        return None
-    folders = [name.split("/")[0] for name in names]
-    classes = {folder: number for number, folder in enumerate(sorted(set(folders)))}
-    return np.array([classes[folder] for folder in folders], np.int64)
 
 
 def _files_below(path: str) -> Iterator[str]:

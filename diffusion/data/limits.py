@@ -17,6 +17,7 @@ __all__ = [
     "MAX_JSON_BYTES",
     "MAX_PIXELS",
     "SMALL_MEMBER_BYTES",
+    "UnreadableError",
     "check_count",
     "place",
     "reading",
@@ -43,6 +44,10 @@ MAX_DEFLATE_RATIO = 1032
 """The most that deflate can reach: 258 bytes from 2 bits."""
 
 
+class UnreadableError(InputError):
+    """Bytes that are damaged, as against data that are refused for what they are."""
+
+
 def place(archive: str, member: str) -> str:
     """Return how messages name a member; odd characters are escaped."""
     return f"{member!r} in {archive!r}"
@@ -59,7 +64,7 @@ def reading(where: str) -> Iterator[None]:
         Nothing.
 
     Raises:
-        InputError: If anything is raised inside; an `InputError` passes unchanged.
+        UnreadableError: If anything is raised inside; an `InputError` passes unchanged.
     """
     try:
         yield
@@ -67,7 +72,7 @@ def reading(where: str) -> Iterator[None]:
         raise
     except Exception as error:  # On damaged bytes, parsers raise nearly anything.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(
+        raise UnreadableError(
             f"{where} cannot be read ({reason}); it must be complete and undamaged: "
             "copy or make it again"
         ) from error

@@ -17,11 +17,13 @@ from configs.schema import DataConfig
 from diffusion.data.archives import open_archive
 from diffusion.data.builtin import (
     BUILTIN,
+    Dataset,
     Split,
     load_builtin,
     split_dataset,
 )
 from diffusion.data.image_source import ImageSource
+from diffusion.data.packed import is_packed, open_packed, packed_folder
 
 __all__ = ["check_labels", "data_digest", "open_dataset", "split_of"]
 
@@ -33,7 +35,8 @@ def open_dataset(name_or_path: str | Path) -> ImageSource:
     directory: ``"./digits"``, or any `Path`, is the folder.
 
     Args:
-        name_or_path: A preset such as ``"digits"``, or a path for `open_archive`.
+        name_or_path: A preset such as ``"digits"``, the folder of a packed set, or a
+            path for `open_archive`.
 
     Returns:
         The images; of a preset, those that its held_out_fraction and split_seed leave
@@ -42,10 +45,12 @@ def open_dataset(name_or_path: str | Path) -> ImageSource:
     Raises:
         InputError: If it is neither, or the archive is refused.
     """
+    if is_packed(name_or_path):
+        return _training_source(str(name_or_path), open_packed(name_or_path))
     if isinstance(name_or_path, Path):
         return open_archive(name_or_path)
     if name_or_path in preset_names():
-        return _preset_source(name_or_path)
+        return _training_source(name_or_path, split_of(load_preset(name_or_path).data))
     looks_like_path = os.sep in name_or_path or "." in name_or_path
     if looks_like_path or os.path.exists(name_or_path):
         return open_archive(name_or_path)
@@ -76,13 +81,12 @@ def data_digest(source: ImageSource, batch_size: int = 1024) -> str:
     return digest.hexdigest()
 
 
-def _preset_source(name: str) -> ImageSource:
-    split = split_of(load_preset(name).data)
+def _training_source(name: str, split: Split) -> ImageSource:
     images = split.training.images
 
     def blocks(block_size: int) -> Generator[np.ndarray, None, None]:
         for start in range(0, len(images), block_size):
-            yield images[start : start + block_size].copy()
+            yield np.array(images[start : start + block_size])
 
     return ImageSource(
         name=name,
@@ -95,36 +99,67 @@ def _preset_source(name: str) -> ImageSource:
 
 
 def split_of(data: DataConfig) -> Split:
-    """Return the samples of an experiment in memory, split in two.
+    """Return the samples of an experiment, split in two.
 
     Args:
-        data: Which samples: a built-in set, or an archive for `open_archive`.
+        data: Which samples: a built-in set, one that `diffusion.prepare_data` has
+            packed, or an archive for `open_archive`.
 
     Returns:
-        Training and held-out samples.
+        Training and held-out samples; those of a packed set are memory maps, split as
+        it was prepared.
 
     Raises:
-        InputError: If there are no such data, they are not of ``data.image_shape``, or
-            none would be left for training.
+        InputError: If there are no such data, they are damaged or not of
+            ``data.image_shape``, or none would be left for training.
     """
+    packed = packed_folder(data.name, data.data_dir)
     if data.name in BUILTIN:
-        dataset = load_builtin(data.name)
+        split = _split(load_builtin(data.name), data)
+    elif is_packed(data.name) or is_packed(packed):
+        split = open_packed(data.name if is_packed(data.name) else packed)
+        if data.max_images is not None:
+            split = _fewer(split, data)
     elif data.name in preset_names() and not os.path.exists(data.name):
         raise InputError(
-            f"the images of {data.name} do not come with this package; name an archive "
-            "of them with --data.name PATH (zip, folder, npz, idx.gz)"
+            f"the images of {data.name} are not in {packed}; prepare them: "
+            f"python -m diffusion.prepare_data {data.name} --source PATH --data-dir "
+            f"{data.data_dir}, or name an archive of them with --data.name PATH (zip, "
+            "folder, npz, idx.gz)"
         )
     elif os.sep in data.name or "." in data.name or os.path.exists(data.name):
-        dataset = open_archive(data.name).read()
+        split = _split(open_archive(data.name).read(), data)
     else:
-        dataset = load_builtin(data.name)
-    shape = dataset.images.shape[1:]
+        raise _unknown(data)
+    shape = split.training.images.shape[1:]
     if data.image_shape is not None and shape != tuple(data.image_shape):
         raise InputError(
             f"{data.name} has samples of shape {shape}, but data.image_shape is "
             f"{tuple(data.image_shape)}; use other data or set --data.image-shape"
         )
-    return split_dataset(dataset, data.held_out_fraction, data.split_seed)
+    return split
+
+
+def _split(dataset: Dataset, data: DataConfig) -> Split:
+    return split_dataset(
+        dataset, data.held_out_fraction, data.split_seed, data.max_images
+    )
+
+
+def _fewer(split: Split, data: DataConfig) -> Split:
+    """Return a packed set with a random subset of its training images, in memory."""
+    training = split_dataset(split.training, 0.0, data.split_seed, data.max_images)
+    return training._replace(held_out=split.held_out)
+
+
+def _unknown(data: DataConfig) -> InputError:
+    folder = packed_folder("", data.data_dir)
+    found = [path.name for path in folder.glob("*") if is_packed(path)]
+    unknown = str(choice_error("data set", data.name, (*BUILTIN, *found)))
+    return InputError(
+        f"{unknown}{'' if unknown.endswith('?') else '.'} Prepare others with python "
+        "-m diffusion.prepare_data, or name an archive (zip, folder, npz, idx.gz)"
+    )
 
 
 def check_labels(split: Split, num_classes: int) -> None:

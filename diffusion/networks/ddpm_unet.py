@@ -17,7 +17,13 @@ from jax import Array, lax
 
 from configs.errors import InputError
 from diffusion.networks.convolution import upsample
-from diffusion.networks.layers import Conv, GroupNorm, linear, refuse_unknown
+from diffusion.networks.layers import (
+    Conv,
+    GroupNorm,
+    linear,
+    refuse_unknown,
+    split_key,
+)
 from diffusion.networks.residual_block import BlockSettings, ResidualBlock
 
 __all__ = ["DDPMUNet"]
@@ -141,7 +147,7 @@ class DDPMUNet(nnx.Module):
         count = len(self.down_order) + len(self.up_order) + 2
         keys = iter([None] * count)
         if dropout_key is not None:
-            keys = iter(jax.random.split(dropout_key, count))
+            keys = iter(split_key(dropout_key, count))
         y = self.conv_in(x)
         skips = [y]
         for name in self.down_order:

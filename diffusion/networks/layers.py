@@ -32,6 +32,7 @@ __all__ = [
     "linear",
     "positional_embedding",
     "refuse_unknown",
+    "split_key",
     "xavier_uniform",
 ]
 
@@ -169,11 +170,27 @@ def fourier_embedding(values: Array, frequencies: Array) -> Array:
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Zero each element with probability `rate` and rescale; nothing without a key."""
+    """Zero each element with probability `rate` and rescale; nothing without a key.
+
+    With (B,) keys, one for each example, what an example gets does not depend on the
+    others in its batch.
+    """
     if key is None or rate == 0:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), 0)
+    return jnp.where(_bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
+def split_key(key: Array, count: int) -> Array:
+    """Return `count` keys, (count,) from one key or (count, B) from (B,) keys."""
+    if key.ndim == 0:
+        return jax.random.split(key, count)
+    return jax.vmap(lambda k: jax.random.split(k, count), out_axes=1)(key)
+
+
+def _bernoulli(key: Array, probability: float, shape: tuple[int, ...]) -> Array:
+    if key.ndim == 0:
+        return jax.random.bernoulli(key, probability, shape)
+    return jax.vmap(lambda k: jax.random.bernoulli(k, probability, shape[1:]))(key)
 
 
 class GroupNorm(nnx.Module):
@@ -232,6 +249,6 @@ def drop_labels(
     """
     if labels is None or key is None or rate == 0:
         return labels, key
-    key, label_key = jax.random.split(key)
-    keep = jax.random.bernoulli(label_key, 1 - rate, (labels.shape[0], 1))
+    key, label_key = split_key(key, 2)
+    keep = _bernoulli(label_key, 1 - rate, (labels.shape[0], 1))
     return jnp.where(keep, labels, 0), key

@@ -17,7 +17,7 @@ from jax import Array
 
 from configs.errors import InputError
 from diffusion.networks.convolution import downsample
-from diffusion.networks.layers import Conv, GroupNorm
+from diffusion.networks.layers import Conv, GroupNorm, split_key
 from diffusion.networks.residual_block import BlockSettings, ResidualBlock
 
 __all__ = ["UNet", "UNetShape"]
@@ -158,7 +158,7 @@ class UNet(nnx.Module):
         num_blocks = len(self.encoder_order) + len(self.decoder_order)
         keys = iter([None] * num_blocks)
         if dropout_key is not None:
-            keys = iter(jax.random.split(dropout_key, num_blocks))
+            keys = iter(split_key(dropout_key, num_blocks))
         y, image = self.conv_in(x), x
         skips = [y]
         for name in self.encoder_order:

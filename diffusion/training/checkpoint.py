@@ -3,15 +3,14 @@
 Orbax writes one folder per step under ``workdir/checkpoints``.  Beside the arrays each
 step carries their sha256 digests, because a flipped byte in a data file would otherwise
 restore without complaint; a damaged step is set aside and the newest intact one is
-used.  `load_denoiser` turns a workdir into a `NeuralDenoiser`.
+used.  A state is restored onto any number of devices and hosts, for its digests are
+those of whole arrays.
 """
 
-import functools
 import hashlib
 import logging
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from configs.errors import InputError
-from diffusion.adapters import VPNoiseDenoiser, linear_beta_schedule
-from diffusion.neural import Network, NeuralDenoiser
-from diffusion.training.building import build_run_network, load_preconditioning
-from diffusion.training.record import read_record
-from diffusion.training.state import TrainState, init_params, network_params
+from diffusion.training.mesh import barrier, host_value, is_main_host
+from diffusion.training.state import TrainState
 
-__all__ = ["Checkpoints", "load_denoiser"]
+__all__ = ["Checkpoints"]
 
 _LEAF = "value"
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
@@ -41,14 +37,20 @@ class Checkpoints:
 
     Args:
         workdir: The run's folder.
-        keep_period: Checkpoints at multiples of this step are kept for good; of the
-            others only the newest.  None opens the folder for reading only.
+        keep_period: Checkpoints at multiples of this step are kept for good.  None
+            opens the folder for reading only.
+        keep_newest: How many of the newest are kept besides.
 
     Raises:
         OSError: If the folder cannot be made.
     """
 
-    def __init__(self, workdir: str | Path, keep_period: int | None = None) -> None:
+    def __init__(
+        self,
+        workdir: str | Path,
+        keep_period: int | None = None,
+        keep_newest: int = 1,
+    ) -> None:
         """See the class."""
         self.folder = Path(workdir).absolute() / "checkpoints"
         if keep_period is not None:
@@ -63,7 +65,7 @@ class Checkpoints:
                 },
             },
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=None if keep_period is None else 1,
+                max_to_keep=None if keep_period is None else keep_newest,
                 keep_period=keep_period,
                 create=keep_period is not None,
                 read_only=keep_period is None,
@@ -82,7 +84,7 @@ class Checkpoints:
         Raises:
             OSError: If the disk is full or read-only, at the latest at the next call.
         """
-        items = state._asdict()
+        items = {name: item for name, item in state._asdict().items() if _leaves(item)}
         self._require_space(sum(leaf.nbytes for leaf in jax.tree.leaves(items)))
         meta = {**meta, "digests": {name: _digests(items[name]) for name in items}}
         arguments = {name: ocp.args.StandardSave(_boxed(items[name])) for name in items}
@@ -101,6 +103,10 @@ class Checkpoints:
             raise self._write_error(
                 OSError(f"{free:,} bytes are free and {num_bytes + 2**20:,} needed")
             )
+
+    def reached_preemption(self, step: int) -> bool:
+        """Return whether all processes are to stop after this step, as they agreed."""
+        return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
         """Return once everything is on the disk.
@@ -146,7 +152,12 @@ class Checkpoints:
                 f"no checkpoint of step {step} in {self.folder}; there are "
                 f"{', '.join(map(str, steps)) or 'none'}"
             )
-        shapes = {n: _boxed(jax.tree.map(_shape_of, item)) for n, item in items.items()}
+        empty = {name: item for name, item in items.items() if not _leaves(item)}
+        shapes = {
+            name: _boxed(jax.tree.map(_shape_of, item))
+            for name, item in items.items()
+            if name not in empty
+        }
         damaged: dict[int, _DamagedError] = {}
         for candidate in reversed(steps) if step is None else [step]:
             try:
@@ -157,7 +168,7 @@ class Checkpoints:
             # Nothing is touched unless there is an intact one to go on with.
             for bad, error in damaged.items():
                 self._set_aside(bad, error)
-            return found
+            return found[0] | empty, found[1]
         if damaged:
             raise InputError(
                 f"no intact checkpoint to load: {next(iter(damaged.values()))}; choose "
@@ -211,11 +222,17 @@ class Checkpoints:
                     )
 
     def _set_aside(self, step: int, error: Exception) -> None:
-        print(f"warning: damaged, using an older one: {error}", file=sys.stderr)
-        if not self._read_only:
+        if is_main_host():
+            print(f"warning: damaged, using an older one: {error}", file=sys.stderr)
+        if self._read_only:
+            return
+        if is_main_host():
             place = self.folder / str(step)
-            place.rename(place.with_name(f"damaged-{step}"))
-            self._manager.reload()
+            others = len(list(self.folder.glob(f"damaged-{step}*")))
+            suffix = f"-{others}" if others else ""
+            place.rename(place.with_name(f"damaged-{step}{suffix}"))
+        barrier(f"damaged {step}")
+        self._manager.reload()
 
     def _write_error(self, error: Exception) -> OSError:
         return OSError(
@@ -233,11 +250,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(
-        leaf.shape,
-        leaf.dtype,
-        sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
-    )
+    """Return what to restore: onto the devices that the leaf says, or the first."""
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
@@ -261,64 +278,8 @@ def _unboxed(tree: Any) -> Any:
 def _digests(tree: Any) -> dict[str, str]:
     """Return the sha256 of every leaf's bytes, type and shape, by path."""
     digests = {}
-    for path, leaf in _leaves(jax.device_get(tree)).items():
-        array = np.ascontiguousarray(leaf)
+    for path, leaf in _leaves(tree).items():
+        array = np.ascontiguousarray(host_value(leaf))
         text = f"{array.dtype} {array.shape} ".encode()
         digests[path] = hashlib.sha256(text + array.tobytes()).hexdigest()
     return digests
-
-
-def load_denoiser(
-    workdir: str | Path, *, step: int | None = None, ema: bool = True
-) -> NeuralDenoiser | VPNoiseDenoiser:
-    """Return the denoiser that a run has learned so far.
-
-    Works on the workdir of a running, finished or killed run.
-
-    Args:
-        workdir: The folder that `train` wrote.
-        step: Checkpoint to load; None for the newest intact one.
-        ema: Whether to take the averaged parameters (the ones to sample with).
-
-    Returns:
-        A pytree of arrays that is a `Denoiser`.
-
-    Raises:
-        InputError: If the workdir holds no run, no checkpoint or no intact one.
-    """
-    missing = InputError(
-        f"no checkpoint in {workdir}; train one with "
-        f"python -m diffusion.train PRESET --workdir {workdir}"
-    )
-    record = read_record(workdir)
-    if record is None or not (Path(workdir) / "checkpoints").is_dir():
-        raise missing
-    network = build_run_network(record.config, record.event_shape)
-    discrete = record.config.preconditioning.name == "ddpm"
-    preconditioning = None if discrete else load_preconditioning(record, workdir)
-    checkpoints = Checkpoints(workdir)
-    name = "ema_params" if ema else "params"
-    shapes = jax.eval_shape(
-        functools.partial(init_params, record.config, network), jax.random.key(0)
-    )
-    try:
-        found = checkpoints.restore({name: shapes}, step)
-    finally:
-        checkpoints.close()
-    if found is None:
-        raise missing
-    params = network_params(found[0][name])
-    if preconditioning is None:
-        model = jax.tree_util.Partial(_PredictedNoise(network), params)
-        return VPNoiseDenoiser(model, linear_beta_schedule())
-    return NeuralDenoiser(params, network, preconditioning)
-
-
-@dataclass(frozen=True)
-class _PredictedNoise:
-    """The call of a network that predicts noise; hashable."""
-
-    network: Network
-
-    def __call__(self, params: dict[str, Any], x: jax.Array, time: jax.Array) -> Any:
-        return self.network.apply(params, x, time)

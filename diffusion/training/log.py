@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from configs.errors import InputError
 from diffusion.atomic import write_atomically
 
 __all__ = ["MetricsLog", "finite_or_none", "read_metrics"]
@@ -44,13 +45,23 @@ class MetricsLog:
         restored_step: Rows beyond this step are dropped.
         every: Steps between two rows; the row of an end that training now goes beyond
             is dropped too.
+        tensorboard: Whether to write the scalars to ``workdir/tensorboard`` as well.
 
     Raises:
+        InputError: If tensorboardX is asked for and not installed.
         OSError: If the file cannot be written.
     """
 
-    def __init__(self, workdir: str | Path, restored_step: int, every: int) -> None:
+    def __init__(
+        self,
+        workdir: str | Path,
+        restored_step: int,
+        every: int,
+        *,
+        tensorboard: bool = False,
+    ) -> None:
         """See the class."""
+        self._writer = _summary_writer(workdir, restored_step) if tensorboard else None
         self.path = Path(workdir) / "metrics.jsonl"
         rows = [
             row
@@ -66,3 +77,32 @@ class MetricsLog:
             file.write(json.dumps(row, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        if self._writer is not None:
+            for name, value in _scalars(row):
+                self._writer.add_scalar(name, value, row["step"])
+            self._writer.flush()
+
+
+def _summary_writer(workdir: str | Path, restored_step: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise InputError(
+            "training.tensorboard needs tensorboardX; install it with pip install "
+            "'scorelab[tensorboard]', or leave it out: metrics.jsonl has the same rows"
+        ) from None
+    # Points beyond the restored step are purged, as rows of metrics.jsonl are dropped.
+    return SummaryWriter(
+        str(Path(workdir) / "tensorboard"), purge_step=restored_step + 1
+    )
+
+
+def _scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield names and values of a row; those of a bin are numbered."""
+    for name, value in row.items():
+        values = {name: value}
+        if isinstance(value, list):
+            values = {f"{name}/{index}": item for index, item in enumerate(value)}
+        for key, item in values.items():
+            if item is not None and not key.startswith("sigma_bin_edges"):
+                yield key, item

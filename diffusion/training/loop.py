@@ -1,40 +1,49 @@
 """Training, from top to bottom.
 
 Configuration -> data -> network -> state -> restore if there is anything -> step ->
-log -> checkpoint.  The same call again resumes; on a finished workdir it says so.
+log -> checkpoint.  The same call again resumes; on a finished workdir it says so.  The
+same code runs on one device, on several, and on several hosts.
 """
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from configs.errors import InputError
 from configs.schema import ExperimentConfig
-from diffusion.closed_form import fit_gaussian, load_gaussian, save_gaussian
-from diffusion.data import Batches, Dataset, Split, check_labels, split_of
+from diffusion.closed_form import load_gaussian, save_gaussian
+from diffusion.data import Split, check_labels, split_of
 from diffusion.preconditioning import EDMPreconditioning, Preconditioning
 from diffusion.progress import Progress
 from diffusion.training.building import (
     build_problem,
     fit_preconditioning,
+    fit_training_gaussian,
     load_preconditioning,
     num_classes,
 )
 from diffusion.training.checkpoint import Checkpoints
-from diffusion.training.log import MetricsLog, finite_or_none
-from diffusion.training.record import Record, claim_workdir
-from diffusion.training.state import LossSums, TrainState, create_state, init_params
-from diffusion.training.step import (
-    Problem,
-    build_evaluation,
-    build_optimizer,
-    build_step,
-    examples_of,
+from diffusion.training.evaluation import Evaluator
+from diffusion.training.feeding import Feed
+from diffusion.training.locking import lock_workdir
+from diffusion.training.log import MetricsLog
+from diffusion.training.mesh import (
+    Placement,
+    agree,
+    barrier,
+    is_main_host,
+    make_placement,
 )
+from diffusion.training.preemption import watch_for_preemption
+from diffusion.training.record import Record, as_json, claim_workdir
+from diffusion.training.snapshots import save_snapshots
+from diffusion.training.state import LossSums, TrainState, create_state, init_params
+from diffusion.training.step import build_optimizer, build_step
 
 __all__ = ["train"]
 
@@ -44,19 +53,41 @@ def train(config: ExperimentConfig, workdir: str | Path) -> None:
 
     Writes ``config.json``, ``gaussian.npz`` (the Gaussian of the training images),
     ``preconditioning.npz`` (the Gaussian that the network builds on, if it does),
-    ``metrics.jsonl`` and ``checkpoints/`` into the workdir.  Training n steps, stopping
-    and training m more is bitwise the same as training n + m steps.
+    ``metrics.jsonl``, ``checkpoints/`` and, for power-function averages,
+    ``ema_snapshots/`` into the workdir.  Training n steps, stopping and training m more
+    is bitwise the same as training n + m steps.  SIGTERM and SIGINT save and return.
 
     Args:
         config: The experiment.
         workdir: The run's folder; made if it is missing.
 
     Raises:
-        InputError: If the configuration cannot run, contradicts the run that the
-            workdir holds, or the loss stops being finite.
+        InputError: If the configuration cannot run here, contradicts the run that the
+            workdir holds, another process is at work there, or the loss stops being
+            finite.
         OSError: If something cannot be written.
     """
-    Run(config, Path(workdir)).execute()
+    workdir = Path(workdir)
+    lock = lock_workdir(workdir) if is_main_host() else contextlib.nullcontext()
+    with lock, _memory_errors(config):
+        Run(config, workdir).execute()
+
+
+@contextlib.contextmanager
+def _memory_errors(config: ExperimentConfig) -> Iterator[None]:
+    """Say what helps when a device runs out of memory."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        training = config.training
+        raise InputError(
+            f"out of memory with batches of {training.batch_size} in "
+            f"{training.accumulation} parts; raise --training.accumulation (same "
+            "result), set --network.checkpoint-blocks True, lower "
+            "--training.batch-size, or divide the parameters with --mesh.fsdp"
+        ) from error
 
 
 class Run:
@@ -65,6 +96,12 @@ class Run:
     def __init__(self, config: ExperimentConfig, workdir: Path) -> None:
         """Load the data, build the network and claim the workdir."""
         self.config, self.workdir = config, workdir
+        training = config.training
+        if training.dtype == "float64" and not jax.config.jax_enable_x64:
+            raise InputError("training.dtype float64 needs JAX_ENABLE_X64=1 to be set")
+        self.place = make_placement(
+            config.mesh.fsdp, training.batch_size, training.accumulation
+        )
         self.split = split_of(config.data)
         images = self.split.training.images
         if config.data.horizontal_flip and images.ndim != 4:
@@ -78,26 +115,30 @@ class Run:
         self.record = _record(config, self.split, sigma_data)
         if config.preconditioning.name == "edm":
             EDMPreconditioning(sigma_data)  # refuses equal images before a file is made
-        claim_workdir(workdir, self.record)
-        self.optimizer = build_optimizer(config.optim, config.training.batch_size)
+        if is_main_host():
+            claim_workdir(workdir, self.record)
+        self.optimizer = build_optimizer(config.optim, training.batch_size)
 
     def execute(self) -> None:
         """Restore, train and save; see `train`."""
-        self._write_gaussian()
-        fit_preconditioning(self.config, self.split, self.workdir)
+        if is_main_host():
+            self._write_gaussian()
+            fit_preconditioning(self.config, self.split, self.workdir)
+        barrier("workdir")
         training = self.config.training
-        checkpoints = Checkpoints(self.workdir, training.checkpoint_every_steps)
+        checkpoints = Checkpoints(
+            self.workdir, training.checkpoint_every_steps, training.keep_checkpoints
+        )
         try:
             state, seconds = self._restore_or_start(checkpoints)
             if int(state.step) >= training.num_steps:
-                print(
+                _say(
                     f"{self.workdir} is trained: {int(state.step)} steps. To train "
                     "further raise --training.num-steps; to start afresh delete "
-                    f"{self.workdir}.",
-                    flush=True,
+                    f"{self.workdir}."
                 )
                 return
-            self._train(state, seconds, checkpoints)
+            Loop(self, state, seconds, checkpoints).execute()
         finally:
             checkpoints.close()
 
@@ -111,156 +152,225 @@ class Run:
             return
         save_gaussian(
             path,
-            fit_gaussian(images),
+            fit_training_gaussian(images),
             num_images=len(images),
             data_digest=self.split.digest,
         )
 
+    def initial_state(self) -> TrainState:
+        """Return the state before the first step, from the seed alone."""
+        config = self.config
+        key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
+        return create_state(
+            init_params(config, self.problem.network, key),
+            self.optimizer,
+            len(config.training.sigma_bin_edges) + 1,
+            power_widths=config.ema.power_widths,
+            dtype=config.training.dtype,
+        )
+
     def _restore_or_start(self, checkpoints: Checkpoints) -> tuple[TrainState, float]:
         """Return the newest state and the seconds spent on it, or a fresh one."""
-        num_bins = len(self.config.training.sigma_bin_edges) + 1
-
-        def initial() -> TrainState:
-            key = jax.random.fold_in(jax.random.key(self.config.seed), 2**32 - 1)
-            params = init_params(self.config, self.problem.network, key)
-            return create_state(params, self.optimizer, num_bins)
-
-        found = checkpoints.restore(jax.eval_shape(initial)._asdict())
+        shapes = jax.eval_shape(self.initial_state)
+        self.shardings = self.place.state_shardings(shapes)
+        found = checkpoints.restore(
+            jax.tree.map(
+                lambda shape, sharding: jax.ShapeDtypeStruct(
+                    shape.shape, shape.dtype, sharding=sharding
+                ),
+                shapes,
+                self.shardings,
+            )._asdict()
+        )
         if found is None:
-            state = initial()
-            checkpoints.save(state, {"seconds": 0.0})
+            state = self._start()
+            checkpoints.save(state, self.metadata(0.0))
             return state, 0.0
         items, meta = found
-        print(f"resuming {self.workdir} at step {int(items['step'])}", flush=True)
+        if "origin" in meta:
+            raise InputError(
+                f"{self.workdir} holds {meta['origin']}, which can be sampled from but "
+                "not trained further; choose another --workdir"
+            )
+        _refuse_other_data(meta, self.record, self.workdir)
+        _say(f"resuming {self.workdir} at step {int(items['step'])}")
         return TrainState(**items), float(meta["seconds"])
 
-    def _train(
-        self, state: TrainState, seconds: float, checkpoints: Checkpoints
+    def _start(self) -> TrainState:
+        # One random draw per layer: long to optimise, and run only once.
+        on_cpu = jax.default_backend() == "cpu"
+        options = {"xla_backend_optimization_level": 0} if on_cpu else None
+        start = jax.jit(
+            self.initial_state, out_shardings=self.shardings, compiler_options=options
+        )
+        return start()
+
+    def metadata(self, seconds: float) -> dict[str, Any]:
+        """Return what a checkpoint carries beside the arrays."""
+        return {"seconds": seconds, **as_json(self.record)}
+
+
+class Loop:
+    """The steps of one call of `train`, with what is timed and written on the way."""
+
+    def __init__(
+        self, run: Run, state: TrainState, seconds: float, checkpoints: Checkpoints
     ) -> None:
-        training = self.config.training
-        preconditioning = load_preconditioning(self.record, self.workdir)
-        data = self.split.training
-        examples = examples_of(data, preconditioning)
-        batches = Batches(len(data.images), training.batch_size, self.config.seed)
-        step_fn = build_step(self.config, self.problem, self.optimizer)
-        evaluator = Evaluator(self.config, self.problem, preconditioning, self.split)
+        """Put the data on the devices and build the compiled functions."""
+        config = run.config
+        self.run, self.state, self.checkpoints = run, state, checkpoints
+        self.training, self.place = config.training, run.place
+        self.seconds_before = seconds
+        preconditioning = _placed(
+            load_preconditioning(run.record, run.workdir), run.place
+        )
         first = int(state.step)
-        log = MetricsLog(self.workdir, first, training.log_every_steps)
-        progress = Progress(training.num_steps, done=first, label="training")
-        started = saved = time.monotonic()
-        for step in range(first + 1, training.num_steps + 1):
-            state = step_fn(state, examples, jnp.asarray(batches.indices(step - 1)))
-            note = ""
-            regular = step % training.log_every_steps == 0
-            if regular or step == training.num_steps:
-                row = evaluator.row(state)
-                row["seconds"] = seconds + time.monotonic() - started
-                log.write(row)
-                note = _note(row)
-            if regular:
-                state = state._replace(sums=LossSums.zeros(len(state.sums.loss)))
-            progress.advance(note=note)
-            now = time.monotonic()
-            if (
-                step % training.checkpoint_every_steps == 0
-                or step == training.num_steps
-                or now - saved >= training.checkpoint_every_seconds
-            ):
-                checkpoints.save(state, {"seconds": seconds + now - started})
-                saved = now
-        checkpoints.wait()
+        self.feed = Feed(config, run.split.training, preconditioning, run.place, first)
+        self.step_fn = build_step(
+            config, run.problem, run.optimizer, run.place, run.shardings
+        )
+        self.evaluator = Evaluator(
+            config, run.problem, preconditioning, run.split, run.place
+        )
+        self.snapshot_every = (
+            config.ema.snapshot_every_steps or self.training.checkpoint_every_steps
+        )
+
+    def execute(self) -> None:
+        """Take all steps; save and return early when asked to stop."""
+        training, unit = self.training, self.training.steps_per_dispatch
+        first = int(self.state.step)
+        self.log = None
+        if is_main_host():
+            self.log = MetricsLog(
+                self.run.workdir,
+                first,
+                training.log_every_steps,
+                tensorboard=training.tensorboard,
+            )
+        self.started = self.saved = time.monotonic()
+        self.clock, self.logged = self.started, first
+        steps = range(first + unit, training.num_steps + 1, unit)
+        with (
+            _progress(training.num_steps, first) as progress,
+            watch_for_preemption(self.checkpoints.reached_preemption) as stopping,
+        ):
+            for step in steps:
+                self.state = self.step_fn(self.state, *self.feed.at(step - unit))
+                regular = step % training.log_every_steps == 0
+                note = ""
+                if regular or step == training.num_steps:
+                    note = self._log(step, regular)
+                if progress is not None:
+                    progress.advance(unit, note)
+                if self.state.power_emas and step % self.snapshot_every == 0:
+                    save_snapshots(self.run.workdir, self.state)
+                stop = stopping(step) and step < training.num_steps
+                if self._is_due(step, regular) or stop:
+                    self._save(step)
+                if stop:
+                    self.checkpoints.wait()
+                    _say(
+                        f"stopped at step {step} and saved; run the same command to "
+                        "continue"
+                    )
+                    return
+        self.checkpoints.wait()
+
+    def _log(self, step: int, regular: bool) -> str:
+        """Write a row of the log; return what the progress shows of it."""
+        jax.block_until_ready(self.state.step)
+        now = time.monotonic()
+        images = (step - self.logged) * self.training.batch_size
+        rate = images / max(now - self.clock, 1e-9)
+        row = self.evaluator.row(self.state)
+        row |= {
+            "images": step * self.training.batch_size,
+            "seconds": self.seconds_before + now - self.started,
+            "images_per_second": rate,
+            "device_memory_bytes": _device_memory(),
+        }
+        if self.log is not None:
+            self.log.write(row)
+        if regular:
+            zeros = LossSums.zeros(len(self.state.sums.loss), self.training.dtype)
+            self.state = self.state._replace(
+                sums=jax.tree.map(
+                    lambda leaf: self.place.put(leaf, self.place.replicated), zeros
+                )
+            )
+        self.clock, self.logged = time.monotonic(), step
+        return _note(row, rate)
+
+    def _is_due(self, step: int, regular: bool) -> bool:
+        """Return whether to save now; clocks of hosts differ, so the first's counts."""
+        training = self.training
+        if step % training.checkpoint_every_steps == 0 or step == training.num_steps:
+            return True
+        late = time.monotonic() - self.saved >= training.checkpoint_every_seconds
+        return agree(late) if regular or jax.process_count() == 1 else False
+
+    def _save(self, step: int) -> None:
+        self.evaluator.check_finite(self.state)
+        now = time.monotonic()
+        seconds = self.seconds_before + now - self.started
+        self.checkpoints.save(self.state, self.run.metadata(seconds))
+        self.saved = time.monotonic()
+        self.clock += self.saved - now  # images per second are those of the steps
+
+
+@contextlib.contextmanager
+def _progress(num_steps: int, done: int) -> Iterator[Progress | None]:
+    if not is_main_host():
+        yield None
+        return
+    progress = Progress(num_steps, done=done, label="training")
+    try:
+        yield progress
+    finally:
         progress.close()
 
 
-class Evaluator:
-    """Losses on fixed noise, of training and held-out images alike."""
-
-    def __init__(
-        self,
-        config: ExperimentConfig,
-        problem: Problem,
-        preconditioning: Preconditioning,
-        split: Split,
-    ) -> None:
-        """Pad the images that are evaluated to whole blocks."""
-        self.edges = config.training.sigma_bin_edges
-        self._evaluate = build_evaluation(config, problem)
-        size, limit = config.training.batch_size, config.training.evaluation_images
-        held_out = _first(split.held_out, limit)
-        # As many training images, so that both losses see the same noise.
-        training = _first(split.training, len(held_out.images) or limit)
-        self._preconditioning = preconditioning
-        self._blocks = {
-            "training": _padded_blocks(training, size),
-            "held_out": _padded_blocks(held_out, size),
-        }
-
-    def row(self, state: TrainState) -> dict[str, Any]:
-        """Return the log's row for a state.
-
-        ``loss`` is the mean since the last row, with the parameters of each moment;
-        ``ema_loss`` holds training and held-out loss of the averaged parameters.
-
-        Raises:
-            InputError: If the training loss is not finite.
-        """
-        sums = jax.device_get(state.sums)
-        step = int(state.step)
-        loss = float(sums.loss.sum() / sums.count.sum())
-        if not np.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss} at step {step}; lower optim.learning_rate or set "
-                "optim.clip_norm, and resume from the last checkpoint"
-            )
-        row: dict[str, Any] = {
-            "step": step,
-            "seconds": 0.0,
-            "loss": loss,
-            "loss_per_bin": _per_bin(sums.loss, sums.count),
-            "gradient_norm": finite_or_none(float(sums.gradient_norm / sums.steps)),
-            "sigma_bin_edges": list(self.edges),
-        }
-        for name, blocks in self._blocks.items():
-            total = np.zeros(len(self.edges) + 1)
-            count = np.zeros(len(self.edges) + 1)
-            for index, (data, valid) in enumerate(blocks):
-                batch = examples_of(data, self._preconditioning)
-                a, b = self._evaluate(state.ema_params, batch, valid, jnp.int32(index))
-                total, count = total + np.asarray(a), count + np.asarray(b)
-            overall = float(total.sum() / count.sum()) if blocks else float("nan")
-            row[f"ema_loss_{name}"] = finite_or_none(overall)
-            row[f"ema_loss_{name}_per_bin"] = _per_bin(total, count)
-        return row
+def _say(text: str) -> None:
+    if is_main_host():
+        print(text, flush=True)
 
 
-def _first(data: Dataset, limit: int) -> Dataset:
-    return Dataset(data.images[:limit], data.labels[:limit])
+def _placed(preconditioning: Preconditioning, place: Placement) -> Preconditioning:
+    """Put the arrays of a preconditioning on every device."""
+    return jax.tree.map(
+        lambda leaf: place.put(np.asarray(leaf), place.replicated), preconditioning
+    )
 
 
-def _padded_blocks(data: Dataset, size: int) -> list[tuple[Dataset, jax.Array]]:
-    """Cut samples into blocks of one size, the last one padded, with masks."""
-    blocks = []
-    for start in range(0, len(data.images), size):
-        images = data.images[start : start + size]
-        missing = size - len(images)
-        images = np.pad(images, [(0, missing)] + [(0, 0)] * (images.ndim - 1))
-        labels = np.pad(data.labels[start : start + size], (0, missing))
-        valid = jnp.asarray(np.arange(size) < size - missing)
-        blocks.append((Dataset(images, labels), valid))
-    return blocks
+def _device_memory() -> int | None:
+    """Return the most memory that the first device has used; None where unknown."""
+    found = jax.local_devices()[0].memory_stats() or {}
+    return found.get("peak_bytes_in_use")
 
 
-def _per_bin(total: np.ndarray, count: np.ndarray) -> list[float | None]:
-    return [
-        finite_or_none(t / c) if c else None
-        for t, c in zip(total.tolist(), count.tolist(), strict=True)
-    ]
-
-
-def _note(row: dict[str, Any]) -> str:
+def _note(row: dict[str, Any], rate: float) -> str:
     held_out = row["ema_loss_held_out"]
-    text = "none" if held_out is None else f"{held_out:.4f}"
-    return f"loss {row['loss']:.4f}  held-out {text}"
+    loss = row["loss"]
+    parts = [
+        "loss none" if loss is None else f"loss {loss:.4f}",
+        "held-out none" if held_out is None else f"held-out {held_out:.4f}",
+        f"{row['images']:,} images",
+        f"{rate:,.0f} images/s",
+    ]
+    if row["skipped_steps"]:
+        parts.append(f"{row['skipped_steps']} steps skipped")
+    return "  ".join(parts)
+
+
+def _refuse_other_data(meta: dict[str, Any], record: Record, workdir: Path) -> None:
+    found = meta.get("data", {}).get("digest", record.data_digest)
+    if found != record.data_digest:
+        raise InputError(
+            f"the checkpoint in {workdir} was trained on images with digest "
+            f"{found[:16]}, these have {record.data_digest[:16]}; use those images, or "
+            "choose another --workdir"
+        )
 
 
 def _record(config: ExperimentConfig, split: Split, sigma_data: float) -> Record:

@@ -13,13 +13,21 @@ from configs.schema import ExperimentConfig, differing_fields, from_dict, to_dic
 from diffusion.atomic import write_atomically
 from diffusion.versions import versions
 
-__all__ = ["Record", "claim_workdir", "read_record"]
+__all__ = ["Record", "as_json", "claim_workdir", "read_record"]
 
 # Fields that change how long a run goes on and what it keeps, but not what it computes.
 _FREE_FIELDS = (
     "training.num_steps",
     "training.checkpoint_every_steps",
     "training.checkpoint_every_seconds",
+    "training.keep_checkpoints",
+    "training.max_skipped_steps",
+    "training.tensorboard",
+    "ema.snapshot_every_steps",
+    "data.data_dir",
+    "data.placement",
+    "data.device_budget_gib",
+    "mesh.fsdp",
 )
 
 
@@ -87,7 +95,7 @@ def claim_workdir(workdir: str | Path, record: Record) -> None:
         raise InputError(
             f"{workdir} holds checkpoints but no config.json; choose another --workdir"
         )
-    text = json.dumps(_as_json(record), indent=2) + "\n"
+    text = json.dumps(as_json(record), indent=2) + "\n"
     write_atomically(
         Path(workdir) / "config.json", lambda file: file.write(text.encode())
     )
@@ -111,7 +119,8 @@ def _refuse_contradiction(workdir: str | Path, old: Record, new: Record) -> None
         )
 
 
-def _as_json(record: Record) -> dict[str, Any]:
+def as_json(record: Record) -> dict[str, Any]:
+    """Return what ``config.json`` and the metadata of checkpoints hold."""
     return {
         "config": to_dict(record.config),
         "data": {

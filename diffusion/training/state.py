@@ -17,6 +17,7 @@ from diffusion.uncertainty import init_uncertainty
 __all__ = [
     "UNCERTAINTY",
     "LossSums",
+    "Skipped",
     "TrainState",
     "create_state",
     "init_params",
@@ -42,11 +43,21 @@ class LossSums(NamedTuple):
     steps: Array
 
     @classmethod
-    def zeros(cls, num_bins: int) -> "LossSums":
+    def zeros(cls, num_bins: int, dtype: str = "float32") -> "LossSums":
         """Return empty sums, each in a buffer of its own (the step donates them)."""
-        return cls(
-            *(jnp.zeros(shape, jnp.float32) for shape in (num_bins, num_bins, (), ()))
-        )
+        return cls(*(jnp.zeros(shape, dtype) for shape in (num_bins, num_bins, (), ())))
+
+
+class Skipped(NamedTuple):
+    """Steps that changed nothing because their gradient was not finite.
+
+    Attributes:
+        total: () int32, since the start of the run.
+        in_row: () int32, up to the present step.
+    """
+
+    total: Array
+    in_row: Array
 
 
 class TrainState(NamedTuple):
@@ -56,27 +67,41 @@ class TrainState(NamedTuple):
         step: () int32.
         params: Nested dict of arrays.
         ema_params: Their moving average, the ones to sample with.
+        power_emas: Further averages by their relative width, see `power_ema`.
         opt_state: optax state.
         sums: Losses since the last logged row.
+        skipped: Steps that changed nothing.
     """
 
     step: Array
     params: dict[str, Any]
     ema_params: dict[str, Any]
+    power_emas: dict[str, dict[str, Any]]
     opt_state: optax.OptState
     sums: LossSums
+    skipped: Skipped
 
 
 def create_state(
-    params: dict[str, Any], optimizer: optax.GradientTransformation, num_bins: int
+    params: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    num_bins: int,
+    *,
+    power_widths: tuple[float, ...] = (),
+    dtype: str = "float32",
 ) -> TrainState:
-    """Return the state before the first step; the average starts at `params`."""
+    """Return the state before the first step; the averages start at `params`."""
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
     return TrainState(
         step=jnp.int32(0),
         params=params,
         ema_params=jax.tree.map(jnp.copy, params),
+        power_emas={
+            f"{width:g}": jax.tree.map(jnp.copy, params) for width in power_widths
+        },
         opt_state=optimizer.init(params),
-        sums=LossSums.zeros(num_bins),
+        sums=LossSums.zeros(num_bins, dtype),
+        skipped=Skipped(jnp.int32(0), jnp.int32(0)),
     )
 
 

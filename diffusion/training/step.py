@@ -11,30 +11,31 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
 
 from configs.schema import ExperimentConfig, OptimConfig
 from diffusion.data.batches import to_data_units
-from diffusion.data.builtin import Dataset
 from diffusion.loss import denoising_loss
 from diffusion.networks.functional import ModuleNetwork
 from diffusion.neural import NeuralDenoiser
 from diffusion.noise import NoiseLaw
 from diffusion.preconditioning import Preconditioning
-from diffusion.training.ema import ema_decay, update_ema
+from diffusion.training.ema import ema_decay, power_decay, update_ema
+from diffusion.training.feeding import Examples
+from diffusion.training.mesh import Placement
+from diffusion.training.power_ema import gamma_of_width
 from diffusion.training.state import (
     UNCERTAINTY,
     LossSums,
+    Skipped,
     TrainState,
     network_params,
 )
 from diffusion.uncertainty import log_uncertainty
 
 __all__ = [
-    "Examples",
     "Problem",
     "build_evaluation",
     "build_optimizer",
@@ -63,24 +64,25 @@ class Problem(NamedTuple):
     num_classes: int = 0
 
 
-class Examples(NamedTuple):
-    """What the compiled functions get as arrays, never as constants.
+class NoisyBatch(NamedTuple):
+    """Everything random of a step, drawn for the whole batch at once.
+
+    What an image gets depends on its place in the batch alone, not on the device that
+    holds it or on the part of the batch that it is computed with.
 
     Attributes:
-        images: (N, *event), uint8 pixels or floats in data units.
-        labels: (N,) classes.
-        preconditioning: A pytree; one with a Gaussian holds its basis.
+        images: (B, *event) in data units.
+        labels: (B,) classes.
+        sigma: (B,) noise levels.
+        noise: (B, *event), of unit variance.
+        dropout_keys: (B,) keys, or None for no dropout.
     """
 
     images: Array
     labels: Array
-    preconditioning: Preconditioning
-
-
-def examples_of(data: Dataset, preconditioning: Preconditioning) -> Examples:
-    """Put samples on the device."""
-    images, labels = jax.device_put((data.images, np.asarray(data.labels, np.int32)))
-    return Examples(images, labels, preconditioning)
+    sigma: Array
+    noise: Array
+    dropout_keys: Array | None
 
 
 def build_optimizer(
@@ -114,58 +116,160 @@ def sigma_bins(sigma: Array, edges: tuple[float, ...]) -> Array:
 
 
 def build_step(
-    config: ExperimentConfig, problem: Problem, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Examples, Array], TrainState]:
+    config: ExperimentConfig,
+    problem: Problem,
+    optimizer: optax.GradientTransformation,
+    place: Placement,
+    shardings: Any,
+) -> Callable[[TrainState, Examples, Array | None], TrainState]:
     """Return the compiled step ``(state, examples, indices) -> state``.
 
-    ``examples`` is the whole training set on the device and ``indices`` the (B,)
-    samples of the step.  The state's buffers are donated.
+    ``examples`` is the whole training set on the devices and ``indices`` the (n, B)
+    samples of n optimizer steps; or ``examples`` are the samples of one step, and
+    ``indices`` None.  The state's buffers are donated.
+
+    Args:
+        config: The experiment.
+        problem: What is learned.
+        optimizer: See `build_optimizer`.
+        place: Where arrays live.
+        shardings: Of the state, see `Placement.state_shardings`.
     """
-    training, ema = config.training, config.ema
+    parts, dtype = config.training.accumulation, config.training.dtype
+    gradient_of = _gradient(problem, parts, place)
 
-    def loss_of(params: dict[str, Any], batch: Examples, key: Array) -> Any:
-        sigma_key, noise_key, dropout_key = jax.random.split(key, 3)
-        sigma = problem.noise.sample(sigma_key, (batch.images.shape[0],))
-        losses = _losses_on_fresh_noise(
-            problem, params, batch, sigma, noise_key, dropout_key
-        )
-        objective = losses
-        if UNCERTAINTY in params:
-            c_noise = batch.preconditioning(sigma).c_noise
-            log = log_uncertainty(params[UNCERTAINTY], c_noise)
-            objective = losses / jnp.exp(log) + log
-        return jnp.mean(objective) * math.prod(batch.images.shape[1:]), (losses, sigma)
-
-    def step(state: TrainState, examples: Examples, indices: Array) -> TrainState:
+    def step(state: TrainState, examples: Examples, indices: Array | None) -> Any:
+        images, labels = examples.images, examples.labels
+        if indices is not None:
+            images, labels = images[indices], labels[indices]
+        images = to_data_units(images).astype(dtype)
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        flip_key, loss_key = jax.random.split(key)
-        images = to_data_units(examples.images[indices])
-        if config.data.horizontal_flip:
-            images = _flip_half(images, flip_key)
-        batch = examples._replace(images=images, labels=examples.labels[indices])
-        gradient, (losses, sigma) = jax.grad(loss_of, has_aux=True)(
-            state.params, batch, loss_key
-        )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
-        count = state.step + 1
-        decay = ema_decay(
-            count * jnp.float32(training.batch_size),
-            training.batch_size,
-            ema.half_life_images,
-            ema.ramp_fraction,
-        )
-        bins = sigma_bins(sigma, training.sigma_bin_edges)
-        sums = LossSums(
-            loss=state.sums.loss + losses @ bins,
-            count=state.sums.count + bins.sum(axis=0),
-            gradient_norm=state.sums.gradient_norm + optax.tree.norm(gradient),
-            steps=state.sums.steps + 1,
-        )
-        average = update_ema(state.ema_params, params, decay)
-        return TrainState(count, params, average, opt_state, sums)
+        batch = _draw(config, problem, images, labels, key)
+        batch = jax.lax.with_sharding_constraint(batch, place.batch)
+        gradient, losses = gradient_of(state.params, batch, examples.preconditioning)
+        bins = sigma_bins(batch.sigma, config.training.sigma_bin_edges)
+        return _updated(config, optimizer, state, gradient, losses, bins)
 
-    return jax.jit(step, donate_argnums=0)
+    def steps(state: TrainState, examples: Examples, indices: Array | None) -> Any:
+        if indices is None or indices.shape[0] == 1:
+            return step(state, examples, None if indices is None else indices[0])
+        return jax.lax.scan(
+            lambda s, chosen: (step(s, examples, chosen), None), state, indices
+        )[0]
+
+    return jax.jit(steps, donate_argnums=0, out_shardings=shardings)
+
+
+def _draw(
+    config: ExperimentConfig, problem: Problem, images: Array, labels: Array, key: Array
+) -> NoisyBatch:
+    """Flip the images of a step and draw its noise."""
+    flip_key, loss_key = jax.random.split(key)
+    sigma_key, noise_key, dropout_key = jax.random.split(loss_key, 3)
+    if config.data.horizontal_flip:
+        images = _flip_half(images, flip_key)
+    count = images.shape[0]
+    return NoisyBatch(
+        images=images,
+        labels=labels,
+        sigma=problem.noise.sample(sigma_key, (count,)).astype(images.dtype),
+        noise=jax.random.normal(noise_key, images.shape, images.dtype),
+        dropout_keys=jax.vmap(lambda i: jax.random.fold_in(dropout_key, i))(
+            jnp.arange(count)
+        ),
+    )
+
+
+def _gradient(
+    problem: Problem, num_parts: int, place: Placement
+) -> Callable[[dict[str, Any], NoisyBatch, Preconditioning], tuple[Any, Array]]:
+    """Return the gradient of the mean loss, in parts, and the (B,) losses."""
+
+    def objective(params: Any, batch: NoisyBatch, preconditioning: Any) -> Any:
+        losses = _losses(problem, params, batch, preconditioning)
+        value = losses
+        if UNCERTAINTY in params:
+            c_noise = preconditioning(batch.sigma).c_noise
+            log = log_uncertainty(params[UNCERTAINTY], c_noise)
+            value = losses / jnp.exp(log) + log
+        return jnp.mean(value) * math.prod(batch.images.shape[1:]), losses
+
+    differentiate = jax.grad(objective, has_aux=True)
+
+    def gradient(params: Any, batch: NoisyBatch, preconditioning: Any) -> Any:
+        if num_parts == 1:
+            return differentiate(params, batch, preconditioning)
+        # Part j takes every num_parts-th example from j on: each device keeps its own.
+        parts = jax.tree.map(
+            lambda leaf: jnp.swapaxes(
+                leaf.reshape(-1, num_parts, *leaf.shape[1:]), 0, 1
+            ),
+            batch,
+        )
+        parts = jax.lax.with_sharding_constraint(parts, place.steps)
+
+        def add(total: Any, part: NoisyBatch) -> Any:
+            found, losses = differentiate(params, part, preconditioning)
+            return jax.tree.map(jnp.add, total, found), losses
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        total, losses = jax.lax.scan(add, zeros, parts)
+        mean = jax.tree.map(lambda leaf: leaf / num_parts, total)
+        return mean, jnp.swapaxes(losses, 0, 1).reshape(-1)
+
+    return gradient
+
+
+def _updated(
+    config: ExperimentConfig,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    gradient: Any,
+    losses: Array,
+    bins: Array,
+) -> TrainState:
+    """Return the state after a step; one without a finite gradient changes nothing.
+
+    Nor does any step once too many in a row were of that kind.
+    """
+    norm = optax.tree.norm(gradient)
+    limit = config.training.max_skipped_steps
+    good = jnp.isfinite(norm) & (state.skipped.in_row <= limit)
+
+    def chosen(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params: Any = chosen(optax.apply_updates(state.params, updates), state.params)
+    count, ema, size = state.step + 1, config.ema, config.training.batch_size
+    decay = ema_decay(
+        count * jnp.float32(size), size, ema.half_life_images, ema.ramp_fraction
+    )
+    power_emas = {
+        width: update_ema(
+            average, params, power_decay(count, gamma_of_width(float(width)))
+        )
+        for width, average in state.power_emas.items()
+    }
+    old = state.sums
+    sums = LossSums(
+        loss=old.loss + losses @ bins,
+        count=old.count + bins.sum(axis=0),
+        gradient_norm=old.gradient_norm + norm,
+        steps=old.steps + 1,
+    )
+    skipped = Skipped(
+        state.skipped.total + ~good, jnp.where(good, 0, state.skipped.in_row + 1)
+    )
+    return TrainState(
+        step=count,
+        params=params,
+        ema_params=update_ema(state.ema_params, params, decay),
+        power_emas=power_emas,
+        opt_state=chosen(opt_state, state.opt_state),
+        sums=chosen(sums, old),
+        skipped=skipped,
+    )
 
 
 def _flip_half(images: Array, key: Array) -> Array:
@@ -185,43 +289,47 @@ def build_evaluation(
     """
 
     def evaluate(
-        params: dict[str, Any], batch: Examples, valid: Array, block: Array
+        params: dict[str, Any], examples: Examples, valid: Array, block: Array
     ) -> tuple[Array, Array]:
-        batch = batch._replace(images=to_data_units(batch.images))
-        count = batch.images.shape[0]
+        images = to_data_units(examples.images).astype(config.training.dtype)
+        count = images.shape[0]
         key = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION_STREAM)
         sigma_key, noise_key = jax.random.split(jax.random.fold_in(key, block))
         order = jax.random.permutation(sigma_key, count)
-        sigma = problem.noise.quantile((order + 0.5) / count)
-        losses = _losses_on_fresh_noise(problem, params, batch, sigma, noise_key)
-        bins = sigma_bins(sigma, config.training.sigma_bin_edges) * valid[:, None]
+        batch = NoisyBatch(
+            images=images,
+            labels=examples.labels,
+            sigma=problem.noise.quantile((order + 0.5) / count).astype(images.dtype),
+            noise=jax.random.normal(noise_key, images.shape, images.dtype),
+            dropout_keys=None,
+        )
+        losses = _losses(problem, params, batch, examples.preconditioning)
+        bins = sigma_bins(batch.sigma, config.training.sigma_bin_edges)
+        bins = bins * valid[:, None]
         return losses @ bins, bins.sum(axis=0)
 
     return jax.jit(evaluate)
 
 
-def _losses_on_fresh_noise(
+def _losses(
     problem: Problem,
     params: dict[str, Any],
-    batch: Examples,
-    sigma: Array,
-    noise_key: Array,
-    dropout_key: Array | None = None,
+    batch: NoisyBatch,
+    preconditioning: Preconditioning,
 ) -> Array:
-    """Noise the images of a batch and return their (B,) weighted losses."""
-    images, labels = batch.images, None
-    noise = jax.random.normal(noise_key, images.shape, images.dtype)
-    noisy = images + sigma.reshape((-1,) + (1,) * (images.ndim - 1)) * noise
+    """Return the (B,) weighted losses of a batch."""
+    images, sigma, labels = batch.images, batch.sigma, None
+    noisy = images + sigma.reshape((-1,) + (1,) * (images.ndim - 1)) * batch.noise
     if problem.num_classes:
-        labels = jax.nn.one_hot(batch.labels, problem.num_classes)
+        labels = jax.nn.one_hot(batch.labels, problem.num_classes, dtype=images.dtype)
     denoiser = NeuralDenoiser(
         network_params(params),
         problem.network,
-        batch.preconditioning,
+        preconditioning,
         labels=labels,
-        dropout_key=dropout_key,
+        dropout_key=batch.dropout_keys,
     )
     weight = sigma**-2
     if not problem.inverse_square_weight:
-        weight = batch.preconditioning.loss_weight(sigma)
+        weight = preconditioning.loss_weight(sigma)
     return denoising_loss(denoiser, noisy, images, sigma, weight=weight)

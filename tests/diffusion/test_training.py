@@ -28,41 +28,7 @@ from diffusion.training.ema import ema_decay, update_ema
 from diffusion.training.log import read_metrics
 from diffusion.training.record import read_record
 from diffusion.training.step import build_optimizer, sigma_bins
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def with_training(config, **changes):
-    return dataclasses.replace(
-        config, training=dataclasses.replace(config.training, **changes)
-    )
-
-
-def stored(workdir: Path, step: int) -> dict[str, str]:
-    """The digests of every leaf of the state, as written when it was in memory."""
-    meta = json.loads(
-        next((workdir / "checkpoints" / str(step)).rglob("metadata")).read_text()
-    )
-    return meta["digests"]
-
-
-def process(*arguments: str, **kwargs) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        **kwargs,
-    )
-
-
-def assert_same_run(first: Path, second: Path, step: int) -> None:
-    assert stored(first, step) == stored(second, step)
-    rows = [read_metrics(workdir) for workdir in (first, second)]
-    for row in (*rows[0], *rows[1]):
-        del row["seconds"]
-    assert rows[0] == rows[1]
-    assert len(rows[0]) >= 3
+from tests.diffusion.runs import ROOT, assert_same_run, process, with_training
 
 
 # Over five seconds: only a second process shows that nothing lives in memory alone.
@@ -276,14 +242,6 @@ def test_a_checkpoint_of_another_network_is_named(tiny_run, tmp_path):
     (workdir / "config.json").write_text(text.replace('"width": 16', '"width": 18'))
     with pytest.raises(InputError, match="of another network: ema_params/"):
         load_denoiser(workdir)
-
-
-def test_a_loss_that_is_not_finite_stops_training(tiny_config, tmp_path):
-    config = dataclasses.replace(
-        tiny_config, optim=dataclasses.replace(tiny_config.optim, learning_rate=1e30)
-    )
-    with pytest.raises(InputError, match=r"the loss is .* at step 5"):
-        train(config, tmp_path)
 
 
 def test_labels_that_the_network_has_no_place_for_are_refused(tiny_config, tmp_path):

@@ -1,0 +1,214 @@
+"""One computation, however many devices and processes share it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import InputError
+from diffusion.training.log import read_metrics
+from diffusion.training.mesh import connect_hosts, make_placement
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = (
+    "digits --network.model-channels 4 --network.channel-mult 1 --network.dropout 0.1 "
+    "--data.horizontal-flip True --training.batch-size 16 --training.log-every-steps 1 "
+    "--training.evaluation-images 16 --training.checkpoint-every-steps 25"
+)
+
+
+def environment(devices: int, x64: bool) -> dict[str, str]:
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_X64": str(int(x64)),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+
+
+def train(workdir: Path, *, devices=1, processes=1, steps=50, x64=True, options=""):
+    """Train in processes of their own and return the losses by step."""
+    command = f"-m diffusion.train {OPTIONS} --training.num-steps {steps} {options}"
+    command += f" --workdir {workdir}"
+    if x64:
+        command += " --training.dtype float64"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = []
+    for number in range(processes):
+        hosts = ""
+        if processes > 1:
+            hosts = (
+                f" --coordinator 127.0.0.1:{port} --num-processes {processes} "
+                f"--process-id {number}"
+            )
+        running.append(
+            subprocess.Popen(
+                [sys.executable, *(command + hosts).split()],
+                cwd=ROOT,
+                env=environment(devices, x64),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    for process in running:
+        output, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, output + errors
+    rows = read_metrics(workdir)
+    assert [row["step"] for row in rows] == list(range(1, steps + 1))
+    return np.array([[row["loss"], row["ema_loss_held_out"]] for row in rows])
+
+
+# Over five seconds each: only processes of their own have other devices.
+@pytest.mark.slow
+@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-9), (False, 1e-4)])
+def test_losses_do_not_depend_on_devices_and_processes(tmp_path, x64, tolerance):
+    one = train(tmp_path / "1x1", x64=x64)
+    assert one[-1, 0] < one[0, 0]
+    for name, setting in {
+        "1x4": {"devices": 4},
+        "1x4 sharded data": {"devices": 4, "options": "--data.placement sharded"},
+        "1x4 fsdp": {"devices": 4, "options": "--mesh.fsdp 2"},
+        "2x2": {"devices": 2, "processes": 2},
+        "2x2 streamed": {
+            "devices": 2,
+            "processes": 2,
+            "options": "--data.placement streamed",
+        },
+    }.items():
+        found = train(tmp_path / name, x64=x64, **setting)
+        np.testing.assert_allclose(found, one, rtol=tolerance, err_msg=name)
+
+
+@pytest.mark.slow
+def test_checkpoints_move_between_devices_and_processes(tmp_path):
+    """Each part of the run somewhere else, against all of it in one place."""
+    one = train(tmp_path / "one", steps=60)
+    moved = tmp_path / "moved"
+    train(moved, steps=15, devices=4)
+    train(moved, steps=30, devices=2, processes=2)
+    train(moved, steps=45, devices=4, options="--mesh.fsdp 4")
+    found = train(moved, steps=60)
+    np.testing.assert_allclose(found, one, rtol=1e-9)
+
+
+def test_noise_and_flips_are_the_same_on_any_devices():
+    """Bit for bit, and where the data lie makes no difference either."""
+    program = """
+import dataclasses, json, hashlib
+import jax, numpy as np
+from configs.digits import config
+from diffusion.data import split_of
+from diffusion.training.building import build_problem
+from diffusion.training.feeding import Feed
+from diffusion.training.mesh import host_value, make_placement
+from diffusion.training.step import _draw
+from diffusion.preconditioning import EDMPreconditioning
+from diffusion.data import to_data_units
+config = dataclasses.replace(
+    config, data=dataclasses.replace(config.data, horizontal_flip=True))
+data = split_of(config.data).training
+problem = build_problem(config, (8, 8, 1))
+found = {}
+for placement in ("replicated", "sharded", "streamed"):
+    chosen = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, placement=placement))
+    place = make_placement(1, 64)
+    feed = Feed(chosen, data, EDMPreconditioning(0.5), place, 40)
+    @jax.jit
+    def draw(examples, indices):
+        images, labels = examples.images, examples.labels
+        if indices is not None:
+            images, labels = images[indices[0]], labels[indices[0]]
+        key = jax.random.fold_in(jax.random.key(0), 40)
+        batch = _draw(config, problem, to_data_units(images), labels, key)
+        batch = batch._replace(dropout_keys=jax.random.key_data(batch.dropout_keys))
+        return jax.lax.with_sharding_constraint(batch, place.batch)
+    examples, indices = feed.at(40)
+    batch = draw(examples, indices)
+    assert len(batch.images.sharding.device_set) == jax.device_count()
+    found[placement] = [
+        hashlib.sha256(np.ascontiguousarray(host_value(leaf)).tobytes()).hexdigest()
+        for leaf in batch]
+    feed.close()
+print(json.dumps(found))
+"""
+    found = []
+    for devices in (1, 4):
+        result = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env=environment(devices, False),
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr
+        digests = json.loads(result.stdout)
+        assert digests["replicated"] == digests["sharded"] == digests["streamed"]
+        found.append(digests["replicated"])
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 5
+
+
+def test_batches_that_devices_do_not_divide_are_refused():
+    program = (
+        "from configs import InputError\n"
+        "from diffusion.training.mesh import make_placement\n"
+        "for arguments in ((1, 6), (1, 8, 4), (3, 8)):\n"
+        "    try:\n"
+        "        make_placement(*arguments)\n"
+        "    except InputError as error:\n"
+        "        print(error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment(4, False),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = result.stdout.splitlines()
+    assert "batch_size 6 in 1 parts of 6 is not divisible by 4 devices" in lines[0]
+    assert "choose a multiple of 16" in lines[1]
+    assert "mesh.fsdp is 3; it must divide the number of devices, 4" in lines[2]
+
+
+def test_large_arrays_are_divided_and_small_ones_are_not():
+    program = """
+import jax, numpy as np
+from diffusion.training.mesh import make_placement
+place = make_placement(4, 8)
+shapes = {"kernel": jax.ShapeDtypeStruct((3, 3, 64, 128), np.float32),
+          "odd": jax.ShapeDtypeStruct((6, 4097), np.float32),
+          "bias": jax.ShapeDtypeStruct((128,), np.float32)}
+found = place.state_shardings(shapes)
+print({name: str(sharding.spec) for name, sharding in found.items()})
+array = place.put(np.zeros((3, 3, 64, 128), np.float32), found["kernel"])
+assert array.addressable_shards[0].data.shape == (3, 3, 64, 32)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment(4, False),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.count("fsdp") == 1
+    assert "'fsdp'" in result.stdout.split("'odd'")[0]
+
+
+def test_options_of_several_hosts_go_together():
+    with pytest.raises(InputError, match="go together"):
+        connect_hosts("127.0.0.1:1", None, 0)
+    with pytest.raises(InputError, match="must be from 0 to 1"):
+        connect_hosts("127.0.0.1:1", 2, 2)
+    assert make_placement(1, 3).mesh.size == 1
