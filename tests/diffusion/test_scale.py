@@ -74,10 +74,10 @@ def test_losses_do_not_depend_on_devices_and_processes(tmp_path, x64, tolerance)
     assert one[-1, 0] < one[0, 0]
     for name, setting in {
         "1x4": {"devices": 4},
-        "1x4 sharded data": {"devices": 4, "options": "--data.placement sharded"},
-        "1x4 fsdp": {"devices": 4, "options": "--mesh.fsdp 2"},
+        "1x4-sharded-data": {"devices": 4, "options": "--data.placement sharded"},
+        "1x4-fsdp": {"devices": 4, "options": "--mesh.fsdp 2"},
         "2x2": {"devices": 2, "processes": 2},
-        "2x2 streamed": {
+        "2x2-streamed": {
             "devices": 2,
             "processes": 2,
             "options": "--data.placement streamed",
