@@ -1,7 +1,8 @@
 """Animal faces at 64x64 pixels (DDPM++).
 
-Command:   python -m diffusion.train afhqv2_64 --data.name PATH
-Data:      AFHQv2's 15,803 images, brought to 64x64 pixels, as an archive
+Command:   python -m diffusion.prepare_data afhqv2_64 --source FOLDER
+           python -m diffusion.train afhqv2_64
+Data:      AFHQv2's 15,803 training images of 512x512 pixels, brought to 64x64
 Hardware:  8 V100, about 4 days, in the reference implementation
 Expected:  not yet run here; the authors report FID 1.96 with
            79 network calls per image
@@ -9,7 +10,12 @@ Expected:  not yet run here; the authors report FID 1.96 with
 
 Hyper-parameters are EDM's (arXiv 2206.00364, table 7).  Its augmentation is not part of
 this preset yet: the network has the nine inputs of the condition, and they are zero.
+
+Variants:  afhqv2_64:ve         NCSN++ instead of DDPM++ (called "VE" in EDM's tables)
+           afhqv2_64:small_gpu  bfloat16 and batches in 8 parts, for 16 GiB; not yet run
 """
+
+import dataclasses
 
 from configs.network_schema import SongUNetConfig
 from configs.schema import (
@@ -21,7 +27,7 @@ from configs.schema import (
     TrainingConfig,
 )
 
-__all__ = ["config"]
+__all__ = ["config", "variants"]
 
 config = ExperimentConfig(
     data=DataConfig(
@@ -42,3 +48,21 @@ config = ExperimentConfig(
         checkpoint_every_seconds=1800.0,
     ),
 )
+
+variants = {
+    "ve": dataclasses.replace(
+        config,
+        network=dataclasses.replace(
+            config.network,
+            encoder="residual",
+            embedding="fourier",
+            noise_channel_mult=2,
+            resample_filter=(1, 3, 3, 1),
+        ),
+    ),
+    "small_gpu": dataclasses.replace(
+        config,
+        network=dataclasses.replace(config.network, dtype="bfloat16"),
+        training=dataclasses.replace(config.training, accumulation=8),
+    ),
+}

@@ -1,8 +1,8 @@
 """Class-conditional ImageNet at 64x64 pixels (ADM).
 
-Command:   python -m diffusion.train imagenet64 --data.name PATH
-Data:      ImageNet's 1,281,167 training images, cropped to 64x64 pixels, with labels,
-           as an archive
+Command:   python -m diffusion.prepare_data imagenet64 --source FOLDER_OF_CLASSES
+           python -m diffusion.train imagenet64
+Data:      ImageNet's 1,281,167 training images, cropped to 64x64 pixels, with labels
 Hardware:  32 A100-80GB, about 13 days, in the reference implementation
 Expected:  not yet run here; the authors report FID 1.36 with
            511 network calls per image
@@ -10,7 +10,12 @@ Expected:  not yet run here; the authors report FID 1.36 with
 
 Hyper-parameters are EDM's (arXiv 2206.00364, table 7).  The reference trains in
 float16; this preset computes in bfloat16.
+
+Variants:  imagenet64:small_gpu  batches in 256 parts, blocks recomputed, for 24 GiB;
+           not yet run
 """
+
+import dataclasses
 
 from configs.network_schema import DhariwalUNetConfig
 from configs.schema import (
@@ -22,7 +27,7 @@ from configs.schema import (
     TrainingConfig,
 )
 
-__all__ = ["config"]
+__all__ = ["config", "variants"]
 
 config = ExperimentConfig(
     data=DataConfig(
@@ -43,3 +48,11 @@ config = ExperimentConfig(
         checkpoint_every_seconds=1800.0,
     ),
 )
+
+variants = {
+    "small_gpu": dataclasses.replace(
+        config,
+        network=dataclasses.replace(config.network, checkpoint_blocks=True),
+        training=dataclasses.replace(config.training, accumulation=256),
+    ),
+}

@@ -1,4 +1,7 @@
-"""The presets: every module of this package that defines ``config``."""
+"""The presets: every module of this package that defines ``config``.
+
+A module may define ``variants`` as well, named ``PRESET:VARIANT``.
+"""
 
 import importlib
 import pkgutil
@@ -7,7 +10,7 @@ import configs
 from configs.errors import choice_error
 from configs.schema import ExperimentConfig
 
-__all__ = ["load_preset", "preset_names"]
+__all__ = ["load_preset", "preset_names", "variant_names"]
 
 _NOT_PRESETS = (
     "closed_form_schema",
@@ -27,17 +30,29 @@ def preset_names() -> tuple[str, ...]:
 
 
 def load_preset(name: str) -> ExperimentConfig:
-    """Return the configuration of a preset.
+    """Return the configuration of a preset or of one of its variants.
 
     Args:
-        name: Such as ``"digits"``.
+        name: Such as ``"digits"`` or ``"cifar10:cond"``.
 
     Returns:
         The experiment, before any change from a command line.
 
     Raises:
-        InputError: If there is no preset of that name.
+        InputError: If there is no preset or variant of that name.
     """
-    if name not in preset_names():
-        raise choice_error("preset", name, preset_names())
-    return importlib.import_module(f"configs.{name}").config
+    preset, colon, variant = name.partition(":")
+    if preset not in preset_names():
+        raise choice_error("preset", preset, preset_names())
+    module = importlib.import_module(f"configs.{preset}")
+    if not colon:
+        return module.config
+    if variant not in variant_names(preset):
+        raise choice_error(f"variant of {preset}", variant, variant_names(preset))
+    return module.variants[variant]
+
+
+def variant_names(preset: str) -> tuple[str, ...]:
+    """Return the names of a preset's variants, sorted."""
+    module = importlib.import_module(f"configs.{preset}")
+    return tuple(sorted(getattr(module, "variants", {})))

@@ -48,11 +48,12 @@ def main() -> None:
     )
     name = preset or "digits"
     options = parse_options(
-        Options(load_preset(name), f"runs/{name}"),
+        Options(load_preset(name), f"runs/{name.replace(':', '-')}"),
         rest,
         program=f"{_PROGRAM} {preset or 'PRESET'}",
         description="Train a denoising score network. PRESET is one of: "
-        + ", ".join(preset_names()),
+        + ", ".join(preset_names())
+        + "; some have variants, PRESET:VARIANT.",
     )
     # Imported here: a wrong command line should not wait for the libraries.
     if options.dry_run:

@@ -100,7 +100,12 @@ def reconstruct_workdir(
     out.mkdir(parents=True, exist_ok=True)
     training = record.config.training
     optimizer = build_optimizer(record.config.optim, training.batch_size)
-    state = create_state(params, optimizer, len(training.sigma_bin_edges) + 1)
+    state = create_state(
+        params,
+        optimizer,
+        len(training.sigma_bin_edges) + 1,
+        power_widths=record.config.ema.power_widths,
+    )
     checkpoints = Checkpoints(out, training.checkpoint_every_steps)
     origin = f"an average of width {width:g} reconstructed from {workdir.name}"
     try:

@@ -34,7 +34,7 @@ PROGRAM = (
     "limit and resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit));"
     "exit_on_error(lambda: train(c, sys.argv[2]))"
 )
-STEPS = 400
+STEPS = 200
 
 
 @pytest.fixture(scope="module")
@@ -172,17 +172,24 @@ def leave_temporary(step: Path) -> None:
     shutil.rmtree(step)
 
 
+@pytest.fixture(scope="module")
+def half(config, tmp_path_factory) -> Path:
+    """The first half of the run."""
+    workdir = tmp_path_factory.mktemp("half")
+    train(with_training(config, num_steps=STEPS // 2), workdir)
+    return workdir
+
+
 @pytest.mark.parametrize(
     "fault",
     [truncate, flip, delete_file, delete_metadata, empty, leave_temporary],
     ids=lambda fault: fault.__name__,
 )
 def test_damage_to_the_newest_checkpoint_costs_no_more_than_the_steps_since(
-    config, whole, tmp_path, capsys, fault
+    config, whole, half, tmp_path, capsys, fault
 ):
     workdir = tmp_path / "run"
-    half = with_training(config, num_steps=STEPS // 2)
-    train(half, workdir)
+    shutil.copytree(half, workdir)
     assert steps_of(workdir)[-1] == STEPS // 2
     fault(workdir / "checkpoints" / str(STEPS // 2))
     capsys.readouterr()
