@@ -46,10 +46,10 @@ variants = {
         ),
         ema=EMAConfig(half_life_images=20_000, ramp_fraction=0.25),
         training=TrainingConfig(
-            num_steps=5_000,
+            num_steps=3_500,
             batch_size=32,
             log_every_steps=250,
-            checkpoint_every_steps=1_000,
+            checkpoint_every_steps=500,
         ),
     ),
 }

@@ -1,0 +1,252 @@
+"""Training that is killed, starved and damaged, round after round.
+
+    python -m benchmarks.reliability [--rounds 100]
+
+Each SIGKILL round starts or resumes a run and kills it: at a random moment, or, every
+second time, while a checkpoint is being written (its temporary directory exists).  When
+a run comes to its end, its final state is compared bit for bit with one that nothing has
+happened to, and the next begins.  Then damage to files, a full disk and signals.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.results_file import write_result
+from configs.mixture2d import config as toy
+from configs.network_schema import MLPConfig
+from configs.schema import ExperimentConfig, to_dict
+from diffusion.training import train
+
+STEPS = 3_000
+PROGRAM = (
+    "import sys, json, os, signal, resource;"
+    "from configs.schema import ExperimentConfig, from_dict;"
+    "from diffusion.command_line import exit_on_error;"
+    "from diffusion.training import train;"
+    "c = from_dict(ExperimentConfig, json.loads(sys.argv[1]));"
+    "limit = int(os.environ.get('FILE_LIMIT', 0));"
+    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    "limit and resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit));"
+    "exit_on_error(lambda: train(c, sys.argv[2]))"
+)
+
+
+def run_config() -> ExperimentConfig:
+    """A perceptron large enough that a checkpoint takes a moment to write."""
+    training = dataclasses.replace(
+        toy.training,
+        num_steps=STEPS,
+        batch_size=64,
+        log_every_steps=1_000,
+        evaluation_images=64,
+        checkpoint_every_steps=500,
+        checkpoint_every_seconds=0.2,
+        keep_checkpoints=3,
+    )
+    network = MLPConfig(width=128, num_layers=3)
+    return dataclasses.replace(toy, network=network, training=training)
+
+
+def start(config: ExperimentConfig, workdir: Path, limit: int = 0) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, json.dumps(to_dict(config)), str(workdir)],
+        env={**os.environ, "FILE_LIMIT": str(limit), "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def digests(workdir: Path) -> dict[str, str]:
+    """The digests of every leaf of the final state."""
+    place = workdir / "checkpoints" / str(STEPS)
+    return json.loads(next(place.rglob("metadata")).read_text())["digests"]
+
+
+def writing(workdir: Path) -> bool:
+    return any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+def intact_steps(workdir: Path) -> list[int]:
+    folder = workdir / "checkpoints"
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+class Round:
+    """What happened in one round."""
+
+    def __init__(self, process: subprocess.Popen, inside: bool, newest: int) -> None:
+        self.output, self.errors = process.communicate()
+        self.code, self.inside, self.newest = process.returncode, inside, newest
+
+    @property
+    def resumed_at(self) -> int | None:
+        found = self.output.split(" at step ")
+        return int(found[1].split()[0]) if len(found) > 1 else None
+
+
+def kill_once(
+    config: ExperimentConfig, workdir: Path, rng: random.Random, within_write: bool
+) -> Round:
+    """Start or resume, kill, and say what was killed."""
+    newest = max(intact_steps(workdir), default=0)
+    process = start(config, workdir)
+    # Not before this process has made progress of its own, or nothing is tried.
+    while process.poll() is None and max(intact_steps(workdir), default=0) <= newest:
+        time.sleep(0.001)
+    until = time.monotonic() + rng.uniform(0.0, 1.5)
+    while process.poll() is None:
+        if within_write and writing(workdir):
+            break
+        if not within_write and time.monotonic() >= until:
+            break
+        time.sleep(0.0005)
+    process.kill()
+    found = Round(process, False, newest)
+    found.inside = found.code != 0 and writing(workdir)
+    return found
+
+
+def kills(config: ExperimentConfig, wanted: dict[str, str], rounds: int) -> dict:
+    """Kill so many times; every run that ends must be the uninterrupted one."""
+    rng = random.Random(0)
+    counts = {"kills": 0, "inside_a_write": 0, "resumed": 0, "runs": 0, "lost": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Path(folder) / "run0"
+        while counts["kills"] < rounds:
+            found = kill_once(config, workdir, rng, counts["kills"] % 2 == 0)
+            if found.resumed_at is not None:
+                counts["resumed"] += 1
+                assert found.resumed_at >= found.newest, (found.output, found.newest)
+            elif found.newest > 0:
+                # Killed before it could say so does not count as a loss of steps.
+                assert found.code != 0, found.output + found.errors
+            if found.code == 0:
+                counts["runs"] += 1
+                counts["lost"] += digests(workdir) != wanted
+                workdir = Path(folder) / f"run{counts['runs']}"
+                continue
+            counts["kills"] += 1
+            counts["inside_a_write"] += found.inside
+        last = Round(start(config, workdir), False, 0)
+        assert last.code == 0, last.errors
+        counts["runs"] += 1
+        counts["lost"] += digests(workdir) != wanted
+    return counts
+
+
+def truncate(step: Path) -> None:
+    path = max(
+        (p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_byte(step: Path) -> None:
+    for path in step.rglob("d/*"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
+
+
+def delete_a_file(step: Path) -> None:
+    max((p for p in step.rglob("d/*")), key=lambda p: p.stat().st_size).unlink()
+
+
+def empty_directory(step: Path) -> None:
+    shutil.rmtree(step)
+    step.mkdir()
+
+
+def leave_temporary(step: Path) -> None:
+    step.rename(step.with_name(f"{step.name}.orbax-checkpoint-tmp-7"))
+
+
+def damages(config: ExperimentConfig, wanted: dict[str, str]) -> dict[str, int]:
+    """Damage the newest checkpoint of half a run in each way, and go on."""
+    lost = {}
+    half = dataclasses.replace(
+        config, training=dataclasses.replace(config.training, num_steps=STEPS // 2)
+    )
+    for fault in (
+        truncate,
+        flip_a_byte,
+        delete_a_file,
+        empty_directory,
+        leave_temporary,
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            workdir = Path(folder) / "run"
+            train(half, workdir)
+            fault(workdir / "checkpoints" / str(STEPS // 2))
+            found = Round(start(config, workdir), False, 0)
+            assert found.code == 0, found.errors
+            resumed = found.resumed_at
+            assert resumed is not None and 0 < resumed < STEPS // 2, found.output
+            lost[fault.__name__] = int(digests(workdir) != wanted)
+    return lost
+
+
+def full_disk_and_signals(
+    config: ExperimentConfig, wanted: dict[str, str]
+) -> dict[str, int]:
+    """A limit on file sizes stands in for a full disk; then SIGTERM and SIGINT."""
+    lost = {}
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Path(folder) / "run"
+        found = Round(start(config, workdir, limit=100_000), False, 0)
+        assert found.code == 2 and "error: " in found.errors, found.errors
+        found = Round(start(config, workdir), False, 0)
+        assert found.code == 0, found.errors
+        lost["full_disk"] = int(digests(workdir) != wanted)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with tempfile.TemporaryDirectory() as folder:
+            workdir = Path(folder) / "run"
+            process = start(config, workdir)
+            while process.poll() is None and len(intact_steps(workdir)) < 3:
+                time.sleep(0.01)
+            process.send_signal(number)
+            found = Round(process, False, 0)
+            assert found.code == 0, found.errors
+            assert "run the same command to continue" in found.output, found.output
+            found = Round(start(config, workdir), False, 0)
+            assert found.code == 0 and found.resumed_at, found.errors
+            lost[number.name] = int(digests(workdir) != wanted)
+    return lost
+
+
+def main() -> None:
+    """Run all rounds and write what was lost."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=100)
+    rounds = parser.parse_args().rounds
+    config = run_config()
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        train(config, folder)
+        wanted = digests(Path(folder))
+    figures = {
+        "steps_of_a_run": STEPS,
+        "sigkill": kills(config, wanted, rounds),
+        "lost_after_damage": damages(config, wanted),
+        "lost_after_full_disk_and_signals": full_disk_and_signals(config, wanted),
+    }
+    figures["seconds"] = round(time.perf_counter() - started, 1)
+    command = f"python -m benchmarks.reliability --rounds {rounds}"
+    write_result("reliability", command, figures)
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
