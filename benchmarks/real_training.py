@@ -2,8 +2,8 @@
 
     python -m benchmarks.real_training PRESET --data-dir DIR [--name NAME]
 
-On an accelerator, ``--accelerator MINUTES`` trains a DDPM++ of ``--channels`` channels in
-bfloat16 for so long instead, and keeps its averaged weights with ``--weights FILE``.
+On an accelerator, ``--accelerator STEPS`` trains a DDPM++ of ``--channels`` channels in
+bfloat16 instead, and ``--weights FILE`` keeps its averaged weights.
 """
 
 import argparse

@@ -3,9 +3,10 @@
     python -m benchmarks.reliability [--rounds 100]
 
 Each SIGKILL round starts or resumes a run and kills it: at a random moment, or, every
-second time, while a checkpoint is being written (its temporary directory exists).  When
-a run comes to its end, its final state is compared bit for bit with one that nothing has
-happened to, and the next begins.  Then damage to files, a full disk and signals.
+second time, while a checkpoint is being written (its temporary directory exists).
+When a run comes to its end, its final state is compared bit for bit with one that
+nothing has happened to, and the next begins.  Then damage to files, a full disk,
+signals.
 """
 
 import argparse

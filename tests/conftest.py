@@ -51,6 +51,17 @@ def tiny_run(tiny_config, tmp_path_factory):
     return workdir
 
 
+def pytest_configure(config):
+    """Compile without optimisation where the slow tests are left out.
+
+    Most of the time of the fast tests is compilation.  `make test-all` runs them with
+    the compiler's defaults.
+    """
+    if config.option.markexpr == "not slow":
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--write-golden",

@@ -39,6 +39,7 @@ def describe_experiment(config: ExperimentConfig) -> str:
     num_params = network.num_parameters()
     forward, step, saved = _costs(network, params, event_shape, problem.num_classes)
     shape = "x".join(map(str, event_shape))
+    part = training.batch_size // training.accumulation
     images = training.num_steps * training.batch_size
     lines = [
         f"network: {type(config.network).__name__.removesuffix('Config')} for samples "
@@ -48,8 +49,7 @@ def describe_experiment(config: ExperimentConfig) -> str:
         "training step",
         f"memory: {_gib(_COPIES * 4 * num_params)} for parameters, their average, the "
         f"gradient and Adam; {_gib(saved)} of activations per image, "
-        f"{_gib(saved * training.batch_size)} for a batch of {training.batch_size}, "
-        "before the compiler saves any",
+        f"{_gib(saved * part)} for {part} at a time, before the compiler saves any",
         f"steps: {training.num_steps:,} of {training.batch_size:,} images, {images:,} "
         "images in all",
     ]

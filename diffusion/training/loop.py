@@ -68,9 +68,10 @@ def train(config: ExperimentConfig, workdir: str | Path) -> None:
         OSError: If something cannot be written.
     """
     workdir = Path(workdir)
+    run = Run(config, workdir)
     lock = lock_workdir(workdir) if is_main_host() else contextlib.nullcontext()
     with lock, _memory_errors(config):
-        Run(config, workdir).execute()
+        run.execute()
 
 
 @contextlib.contextmanager
@@ -94,7 +95,7 @@ class Run:
     """One call of `train`: everything that is fixed before the first step."""
 
     def __init__(self, config: ExperimentConfig, workdir: Path) -> None:
-        """Load the data, build the network and claim the workdir."""
+        """Load the data and build the network; nothing is written."""
         self.config, self.workdir = config, workdir
         training = config.training
         if training.dtype == "float64" and not jax.config.jax_enable_x64:
@@ -115,13 +116,12 @@ class Run:
         self.record = _record(config, self.split, sigma_data)
         if config.preconditioning.name == "edm":
             EDMPreconditioning(sigma_data)  # refuses equal images before a file is made
-        if is_main_host():
-            claim_workdir(workdir, self.record)
         self.optimizer = build_optimizer(config.optim, training.batch_size)
 
     def execute(self) -> None:
         """Restore, train and save; see `train`."""
         if is_main_host():
+            claim_workdir(self.workdir, self.record)
             self._write_gaussian()
             fit_preconditioning(self.config, self.split, self.workdir)
         barrier("workdir")

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import InputError
 from configs.network_schema import MLPConfig
-from configs.presets import load_preset, preset_names
+from configs.presets import load_preset, preset_names, variant_names
 from configs.schema import DataConfig, ExperimentConfig
 from diffusion.networks.cost import count_flops, saved_bytes
+from diffusion.networks.functional import build_network
 from diffusion.training import load_denoiser, train
 from diffusion.training.checkpoint import Checkpoints
 from diffusion.training.dry_run import describe_experiment
@@ -85,7 +87,69 @@ def test_presets_without_their_images_say_what_to_do(name, tmp_path):
 
 
 def test_every_published_preset_is_tried():
-    assert set(preset_names()) == {*COUNTS, "digits", "mixture2d"}
+    others = {"digits", "mixture2d", "cifar10_5k"}
+    assert set(preset_names()) == {*COUNTS, *others}
+
+
+def test_variants_are_the_published_architectures():
+    counts = {
+        "cifar10:cond": 55_733_891 + 128 * 10 + 128,
+        "cifar10:ve": 56_397_827,
+        "cifar10:small_gpu": 55_733_891,
+        "imagenet64:small_gpu": 295_899_267,
+    }
+    for name, count in counts.items():
+        config = load_preset(name)
+        network = build_network(config.network, config.data.image_shape)
+        assert network.num_parameters() == count, name
+    for preset in preset_names():
+        for variant in variant_names(preset):
+            assert load_preset(f"{preset}:{variant}") != load_preset(preset)
+    with pytest.raises(InputError, match="did you mean 'cond'"):
+        load_preset("cifar10:con")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ffhq64", "afhqv2_64"])
+def test_the_road_from_a_folder_to_samples(name, tmp_path):
+    """Two hundred images of 128x96, three of 1024x1024; every step by its command."""
+    source = tmp_path / "images"
+    source.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(203):
+        size = (96, 128) if number < 200 else (1024, 1024)
+        coarse = rng.integers(0, 256, (8, 6, 3), np.uint8)
+        image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+        image.save(source / f"{number:04}.png")
+
+    def command(line: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", *line.split()],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    data, run = tmp_path / "data", tmp_path / "run"
+    printed = command(
+        f"diffusion.prepare_data {name} --source {source} --data-dir {data}"
+    )
+    assert "203 training and 0 held-out images of 64x64x3" in printed
+    assert (data / name / "1.0.0" / "dataset_info.json").is_file()
+    command(
+        f"diffusion.train {name} --data.data-dir {data} --workdir {run} "
+        "--network.model-channels 8 --network.num-blocks 1 --training.batch-size 4 "
+        "--training.num-steps 2"
+    )
+    command(
+        f"samplers.generate {run} --num-samples 2 --sampler.num-points 2 "
+        f"--outdir {tmp_path / 'samples'}"
+    )
+    samples = np.load(tmp_path / "samples" / "samples.npy")
+    assert samples.shape == (2, 64, 64, 3)
+    assert np.isfinite(samples).all()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ def environment(devices: int, x64: bool) -> dict[str, str]:
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": str(int(x64)),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
+        + f" --xla_force_host_platform_device_count={devices}",
     }
 
 
