@@ -12,12 +12,9 @@ signals.
 import argparse
 import dataclasses
 import json
-import os
 import random
-import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,21 +22,11 @@ from pathlib import Path
 from benchmarks.results_file import write_result
 from configs.mixture2d import config as toy
 from configs.network_schema import MLPConfig
-from configs.schema import ExperimentConfig, to_dict
+from configs.schema import ExperimentConfig
 from diffusion.training import train
+from tests.diffusion.runs import FAULTS, resumed_at, start, steps_of, unfinished
 
 STEPS = 3_000
-PROGRAM = (
-    "import sys, json, os, signal, resource;"
-    "from configs.schema import ExperimentConfig, from_dict;"
-    "from diffusion.command_line import exit_on_error;"
-    "from diffusion.training import train;"
-    "c = from_dict(ExperimentConfig, json.loads(sys.argv[1]));"
-    "limit = int(os.environ.get('FILE_LIMIT', 0));"
-    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-    "limit and resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit));"
-    "exit_on_error(lambda: train(c, sys.argv[2]))"
-)
 
 
 def run_config() -> ExperimentConfig:
@@ -58,30 +45,10 @@ def run_config() -> ExperimentConfig:
     return dataclasses.replace(toy, network=network, training=training)
 
 
-def start(config: ExperimentConfig, workdir: Path, limit: int = 0) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, json.dumps(to_dict(config)), str(workdir)],
-        env={**os.environ, "FILE_LIMIT": str(limit), "JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def digests(workdir: Path) -> dict[str, str]:
     """The digests of every leaf of the final state."""
     place = workdir / "checkpoints" / str(STEPS)
     return json.loads(next(place.rglob("metadata")).read_text())["digests"]
-
-
-def writing(workdir: Path) -> bool:
-    return any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
-
-
-def intact_steps(workdir: Path) -> list[int]:
-    folder = workdir / "checkpoints"
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
 
 
 class Round:
@@ -90,32 +57,28 @@ class Round:
     def __init__(self, process: subprocess.Popen, inside: bool, newest: int) -> None:
         self.output, self.errors = process.communicate()
         self.code, self.inside, self.newest = process.returncode, inside, newest
-
-    @property
-    def resumed_at(self) -> int | None:
-        found = self.output.split(" at step ")
-        return int(found[1].split()[0]) if len(found) > 1 else None
+        self.resumed_at = resumed_at(self.output)
 
 
 def kill_once(
     config: ExperimentConfig, workdir: Path, rng: random.Random, within_write: bool
 ) -> Round:
     """Start or resume, kill, and say what was killed."""
-    newest = max(intact_steps(workdir), default=0)
+    newest = max(steps_of(workdir), default=0)
     process = start(config, workdir)
     # Not before this process has made progress of its own, or nothing is tried.
-    while process.poll() is None and max(intact_steps(workdir), default=0) <= newest:
+    while process.poll() is None and max(steps_of(workdir), default=0) <= newest:
         time.sleep(0.001)
     until = time.monotonic() + rng.uniform(0.0, 1.5)
     while process.poll() is None:
-        if within_write and writing(workdir):
+        if within_write and unfinished(workdir):
             break
         if not within_write and time.monotonic() >= until:
             break
         time.sleep(0.0005)
     process.kill()
     found = Round(process, False, newest)
-    found.inside = found.code != 0 and writing(workdir)
+    found.inside = found.code != 0 and bool(unfinished(workdir))
     return found
 
 
@@ -147,46 +110,13 @@ def kills(config: ExperimentConfig, wanted: dict[str, str], rounds: int) -> dict
     return counts
 
 
-def truncate(step: Path) -> None:
-    path = max(
-        (p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
-    )
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def flip_a_byte(step: Path) -> None:
-    for path in step.rglob("d/*"):
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 255
-        path.write_bytes(content)
-
-
-def delete_a_file(step: Path) -> None:
-    max((p for p in step.rglob("d/*")), key=lambda p: p.stat().st_size).unlink()
-
-
-def empty_directory(step: Path) -> None:
-    shutil.rmtree(step)
-    step.mkdir()
-
-
-def leave_temporary(step: Path) -> None:
-    step.rename(step.with_name(f"{step.name}.orbax-checkpoint-tmp-7"))
-
-
 def damages(config: ExperimentConfig, wanted: dict[str, str]) -> dict[str, int]:
     """Damage the newest checkpoint of half a run in each way, and go on."""
     lost = {}
     half = dataclasses.replace(
         config, training=dataclasses.replace(config.training, num_steps=STEPS // 2)
     )
-    for fault in (
-        truncate,
-        flip_a_byte,
-        delete_a_file,
-        empty_directory,
-        leave_temporary,
-    ):
+    for fault in FAULTS:
         with tempfile.TemporaryDirectory() as folder:
             workdir = Path(folder) / "run"
             train(half, workdir)
@@ -206,7 +136,7 @@ def full_disk_and_signals(
     lost = {}
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / "run"
-        found = Round(start(config, workdir, limit=100_000), False, 0)
+        found = Round(start(config, workdir, file_limit=100_000), False, 0)
         assert found.code == 2 and "error: " in found.errors, found.errors
         found = Round(start(config, workdir), False, 0)
         assert found.code == 0, found.errors
@@ -215,7 +145,7 @@ def full_disk_and_signals(
         with tempfile.TemporaryDirectory() as folder:
             workdir = Path(folder) / "run"
             process = start(config, workdir)
-            while process.poll() is None and len(intact_steps(workdir)) < 3:
+            while process.poll() is None and len(steps_of(workdir)) < 3:
                 time.sleep(0.01)
             process.send_signal(number)
             found = Round(process, False, 0)

@@ -17,52 +17,20 @@ Variants:  afhqv2_64:ve         NCSN++ instead of DDPM++ (called "VE" in EDM's t
 
 import dataclasses
 
-from configs.network_schema import SongUNetConfig
-from configs.schema import (
-    DataConfig,
-    EMAConfig,
-    ExperimentConfig,
-    OptimConfig,
-    PreconditioningConfig,
-    TrainingConfig,
-)
+from configs import ffhq64
+from configs.schema import ExperimentConfig
 
 __all__ = ["config", "variants"]
 
-config = ExperimentConfig(
-    data=DataConfig(
-        name="afhqv2_64",
-        image_shape=(64, 64, 3),
-        held_out_fraction=0.0,
-        horizontal_flip=True,
-    ),
-    network=SongUNetConfig(channel_mult=(1, 2, 2, 2), dropout=0.25, augment_dim=9),
-    preconditioning=PreconditioningConfig(sigma_data=0.5),
-    optim=OptimConfig(learning_rate=2e-4, warmup_images=10_000_000),
-    ema=EMAConfig(half_life_images=500_000),
-    training=TrainingConfig(
-        num_steps=781_250,
-        batch_size=256,
-        log_every_steps=100,
-        checkpoint_every_steps=9_765,
-        checkpoint_every_seconds=1800.0,
-    ),
-)
 
-variants = {
-    "ve": dataclasses.replace(
-        config,
-        network=dataclasses.replace(
-            config.network,
-            encoder="residual",
-            embedding="fourier",
-            noise_channel_mult=2,
-            resample_filter=(1, 3, 3, 1),
-        ),
-    ),
-    "small_gpu": dataclasses.replace(
-        config,
-        network=dataclasses.replace(config.network, dtype="bfloat16"),
-        training=dataclasses.replace(config.training, accumulation=8),
-    ),
-}
+def _with_animals(faces: ExperimentConfig) -> ExperimentConfig:
+    """Return an experiment on faces with the images and dropout of this one."""
+    return dataclasses.replace(
+        faces,
+        data=dataclasses.replace(faces.data, name="afhqv2_64"),
+        network=dataclasses.replace(faces.network, dropout=0.25),
+    )
+
+
+config = _with_animals(ffhq64.config)
+variants = {name: _with_animals(faces) for name, faces in ffhq64.variants.items()}

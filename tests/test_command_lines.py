@@ -48,6 +48,14 @@ def errors_of(main, arguments: list[str], monkeypatch, capsys) -> str:
         ("digits --data.held-out-fraction 1", "in [0, 1)"),
         ("digits --workdir", "Missing value for argument '--workdir'"),
         ("digits extra", "unexpected argument 'extra'"),
+        ("cifar10:con --dry-run", "unknown variant of cifar10 'con'; did you mean"),
+        ("cifar10", "the images of cifar10 are not in data/packed/cifar10; prepare"),
+        ("digits --training.accumulation 3", "a divisor of training.batch_size = 64"),
+        ("digits --data.placement here", "unknown data.placement 'here'"),
+        ("digits --data.max-images 2000", "there are only 1438 training samples"),
+        ("digits --ema.power-widths .3", "different numbers in (0, 0.28)"),
+        ("digits --mesh.fsdp 3", "it must divide the number of devices, 1"),
+        ("digits --process-id 1", "--process-id go together"),
         (
             "digits --data.name digit",
             "unknown data set 'digit'; did you mean 'digits'?",
@@ -79,6 +87,48 @@ def test_sampling_mistakes_get_one_line(arguments, says, tiny_run, monkeypatch, 
 
     words = arguments.format(run=tiny_run).split()
     assert says in errors_of(generate.main, words, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("", "the kind of data set comes first"),
+        ("foldr --source x", "did you mean 'folder'?"),
+        ("folder", "folder needs --source PATH"),
+        ("folder --source /no/such/place", "there is no file or folder"),
+        ("folder --source {run} --crop centre", "did you mean 'center'?"),
+        ("folder --source {run} --image-size 0 4", "two integers > 0"),
+        ("folder --source {run} --held-out-fraction 1", "in [0, 1)"),
+        ("folder --source {run}/checkpoints", "holds no image"),
+        ("tfds:mine --data-dir {run}", "no TFDS data set"),
+    ],
+)
+def test_preparing_mistakes_get_one_line(
+    arguments, says, tiny_run, monkeypatch, capsys
+):
+    from diffusion import prepare_data
+
+    words = arguments.format(run=tiny_run).split()
+    assert says in errors_of(prepare_data.main, words, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("", "the workdir comes first"),
+        ("nowhere", "nowhere holds no run"),
+        ("{run} --width 0.3", "width is 0.3; it must be in (0, 0.28)"),
+        ("{run} --out {run}", "holds a run already"),
+        ("{run}", "has no snapshots of power-function averages; train with"),
+    ],
+)
+def test_reconstruction_mistakes_get_one_line(
+    arguments, says, tiny_run, monkeypatch, capsys
+):
+    from diffusion import posthoc_ema
+
+    words = arguments.format(run=tiny_run).split()
+    assert says in errors_of(posthoc_ema.main, words, monkeypatch, capsys)
 
 
 def test_comparing_mistakes_get_one_line(tmp_path, monkeypatch, capsys):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import random
 import shutil
 import signal
@@ -17,23 +16,21 @@ import pytest
 from configs import InputError
 from configs.mixture2d import config as toy
 from configs.network_schema import MLPConfig
-from configs.schema import to_dict
 from diffusion.training import train
 from diffusion.training.locking import lock_workdir
 from diffusion.training.loop import _memory_errors
-from tests.diffusion.runs import ROOT, assert_same_run, stored, with_training
-
-PROGRAM = (
-    "import sys, json, os, signal, resource;"
-    "from configs.schema import ExperimentConfig, from_dict;"
-    "from diffusion.command_line import exit_on_error;"
-    "from diffusion.training import train;"
-    "c = from_dict(ExperimentConfig, json.loads(sys.argv[1]));"
-    "limit = int(os.environ.get('FILE_LIMIT', 0));"
-    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-    "limit and resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit));"
-    "exit_on_error(lambda: train(c, sys.argv[2]))"
+from tests.diffusion.runs import (
+    FAULTS,
+    ROOT,
+    assert_same_run,
+    resumed_at,
+    start,
+    steps_of,
+    stored,
+    unfinished,
+    with_training,
 )
+
 STEPS = 200
 
 
@@ -59,23 +56,6 @@ def whole(config, tmp_path_factory) -> Path:
     return workdir
 
 
-def start(config, workdir: Path, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, json.dumps(to_dict(config)), str(workdir)],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def steps_of(workdir: Path) -> list[int]:
-    folder = workdir / "checkpoints"
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
-
-
 def wait_for(condition, process: subprocess.Popen, seconds: float = 120.0) -> bool:
     """Wait until the condition holds; False when the process ended before."""
     until = time.monotonic() + seconds
@@ -85,15 +65,6 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120.0) -> bo
         if process.poll() is not None:
             return False
     raise AssertionError("it took too long")
-
-
-def unfinished(workdir: Path) -> list[Path]:
-    return list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
-
-
-def went_on(output: str) -> int:
-    """The step that a run says it resumed at."""
-    return int(output.split(" at step ")[1].split()[0])
 
 
 # Over five seconds: only processes of their own can be killed.
@@ -111,7 +82,7 @@ def test_killed_within_a_checkpoint_write_it_goes_on(config, whole, tmp_path):
     again = start(config, workdir)
     output, errors = again.communicate()
     assert again.returncode == 0, errors
-    assert went_on(output) >= newest > 0
+    assert resumed_at(output) >= newest > 0
     assert_same_run(whole, workdir, STEPS)
     assert not unfinished(workdir)
 
@@ -130,46 +101,8 @@ def test_stopped_by_a_signal_it_saves_and_says_how_to_go_on(config, whole, tmp_p
         assert steps_of(workdir)[-1] == stopped < STEPS
     last = start(config, workdir)
     output, errors = last.communicate()
-    assert went_on(output) == stopped, errors
+    assert resumed_at(output) == stopped, errors
     assert_same_run(whole, workdir, STEPS)
-
-
-def largest(folder: Path) -> Path:
-    return max(
-        (p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
-    )
-
-
-def truncate(step: Path) -> None:
-    path = largest(step)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def flip(step: Path) -> None:
-    for path in step.rglob("d/*"):
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
-
-
-def delete_file(step: Path) -> None:
-    largest(step).unlink()
-
-
-def delete_metadata(step: Path) -> None:
-    for path in step.rglob("manifest.ocdbt"):
-        path.unlink()
-
-
-def empty(step: Path) -> None:
-    shutil.rmtree(step)
-    step.mkdir()
-
-
-def leave_temporary(step: Path) -> None:
-    name = f"{step.name}.orbax-checkpoint-tmp-1"
-    shutil.copytree(step, step.with_name(name))
-    shutil.rmtree(step)
 
 
 @pytest.fixture(scope="module")
@@ -180,11 +113,7 @@ def half(config, tmp_path_factory) -> Path:
     return workdir
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [truncate, flip, delete_file, delete_metadata, empty, leave_temporary],
-    ids=lambda fault: fault.__name__,
-)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_damage_to_the_newest_checkpoint_costs_no_more_than_the_steps_since(
     config, whole, half, tmp_path, capsys, fault
 ):
@@ -194,13 +123,13 @@ def test_damage_to_the_newest_checkpoint_costs_no_more_than_the_steps_since(
     fault(workdir / "checkpoints" / str(STEPS // 2))
     capsys.readouterr()
     train(config, workdir)
-    assert 0 < went_on(capsys.readouterr().out) < STEPS // 2
+    assert 0 < resumed_at(capsys.readouterr().out) < STEPS // 2
     assert_same_run(whole, workdir, STEPS)
 
 
 def test_a_full_disk_stops_with_one_line_and_the_run_goes_on(config, whole, tmp_path):
     workdir = tmp_path / "run"
-    process = start(config, workdir, FILE_LIMIT="100000")
+    process = start(config, workdir, file_limit=100_000)
     output, errors = process.communicate()
     assert process.returncode == 2, output + errors
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
@@ -223,10 +152,11 @@ def test_killed_at_random_moments_nothing_is_lost(config, whole, tmp_path):
             output, errors = process.communicate()
         else:
             assert process.returncode == 0, errors
-        if " at step " in output:
+        step = resumed_at(output)
+        if step is not None:
             resumed += 1
-            assert went_on(output) >= last
-            last = went_on(output)
+            assert step >= last
+            last = step
         if process.returncode == 0:
             break
     assert resumed >= 1

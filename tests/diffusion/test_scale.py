@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +34,8 @@ def environment(devices: int, x64: bool) -> dict[str, str]:
     }
 
 
-def train(workdir: Path, *, devices=1, processes=1, steps=50, x64=True, options=""):
-    """Train in processes of their own and return the losses by step."""
+def start(workdir: Path, *, devices=1, processes=1, steps=50, x64=True, options=""):
+    """Start to train in processes of their own."""
     command = f"-m diffusion.train {OPTIONS} --training.num-steps {steps} {options}"
     command += f" --workdir {workdir}"
     if x64:
@@ -59,7 +61,12 @@ def train(workdir: Path, *, devices=1, processes=1, steps=50, x64=True, options=
                 text=True,
             )
         )
-    for process in running:
+    return running
+
+
+def train(workdir: Path, *, steps=50, **settings):
+    """Train in processes of their own and return the losses by step."""
+    for process in start(workdir, steps=steps, **settings):
         output, errors = process.communicate(timeout=240)
         assert process.returncode == 0, output + errors
     rows = read_metrics(workdir)
@@ -98,6 +105,26 @@ def test_checkpoints_move_between_devices_and_processes(tmp_path):
     train(moved, steps=45, devices=4, options="--mesh.fsdp 4")
     found = train(moved, steps=60)
     np.testing.assert_allclose(found, one, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path):
+    """Only the second process gets it; both save the same step and end well."""
+    running = start(tmp_path / "run", devices=1, processes=2, steps=100_000)
+    until = time.monotonic() + 200
+    while len(read_metrics(tmp_path / "run")) < 5:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    running[1].send_signal(signal.SIGTERM)
+    for number, process in enumerate(running):
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, output + errors
+        assert ("run the same command to continue" in output) == (number == 0)
+    names = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    stopped = max(int(name) for name in names if name.isdigit())
+    assert stopped >= 5
+    losses = train(tmp_path / "run", steps=stopped + 5)  # goes on with one process
+    assert np.isfinite(losses).all()
 
 
 def test_noise_and_flips_are_the_same_on_any_devices():
