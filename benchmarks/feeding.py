@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks.results_file import write_result
 from configs.cifar10 import config as cifar10
+from configs.mixture2d import config as toy
 from configs.network_schema import SongUNetConfig
 from configs.preparation_schema import PreparationConfig
 from configs.schema import ExperimentConfig
@@ -28,8 +29,10 @@ from diffusion.data import open_packed, to_data_units
 from diffusion.data.prepare import prepare_data
 from diffusion.host_memory import keep_freed_memory
 from diffusion.preconditioning import EDMPreconditioning
+from diffusion.training import train
 from diffusion.training.building import build_problem
 from diffusion.training.feeding import Feed
+from diffusion.training.log import read_metrics
 from diffusion.training.mesh import make_placement
 from diffusion.training.state import create_state, init_params
 from diffusion.training.step import _draw, _flip_half, build_optimizer, build_step
@@ -123,6 +126,29 @@ def lost_to_input(data: Any) -> dict[str, float]:
     return {"seconds_per_step": total / 60, "share_of_input": waiting / total}
 
 
+def dispatch_rates() -> dict[str, float]:
+    """Return steps per second of a small network, one or ten at a time."""
+    rates = {}
+    for unit in (1, 10):
+        config = dataclasses.replace(
+            toy,
+            training=dataclasses.replace(
+                toy.training,
+                num_steps=4_000,
+                log_every_steps=1_000,
+                checkpoint_every_steps=4_000,
+                checkpoint_every_seconds=1e6,
+                steps_per_dispatch=unit,
+            ),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            train(config, folder)
+            rows = read_metrics(folder)
+        rate = max(row["images_per_second"] for row in rows)
+        rates[str(unit)] = rate / config.training.batch_size
+    return rates
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -147,6 +173,7 @@ def main() -> None:
                 name += "_with_noise" if random else ""
                 figures[name] = no_op_rate(data, placement, random=random, seconds=6.0)
         figures["real_step"] = lost_to_input(data)
+    figures["mixture2d_steps_per_second_by_steps_per_dispatch"] = dispatch_rates()
     figures = jax.tree.map(lambda x: float(np.float32(x)), figures)
     command = "python -m benchmarks.feeding --data PATH"
     write_result("feeding", command, figures)

@@ -28,7 +28,7 @@ from diffusion.closed_form import GaussianDenoiser, load_closed_form, load_gauss
 from diffusion.denoiser import Denoiser
 from diffusion.neural import NeuralDenoiser
 from diffusion.progress import Progress
-from diffusion.training.checkpoint import load_denoiser
+from diffusion.training import load_denoiser
 from diffusion.training.record import read_record
 from diffusion.versions import versions
 from samplers.euler import Euler
