@@ -13,7 +13,7 @@ opened, so that what a run trains on is what its manifest says.
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,14 +156,15 @@ def _digest(array: np.ndarray) -> str:
     flat = array.reshape(-1)
     step = max(1, _CHUNK // array.dtype.itemsize)
     for start in range(0, flat.size, step):
-        digest.update(np.ascontiguousarray(flat[start : start + step]).view(np.uint8))
+        part = np.ascontiguousarray(flat[start : start + step])
+        digest.update(part.view(np.uint8).data)
     return digest.hexdigest()
 
 
 def write_packed(
     folder: str | Path,
     name: str,
-    parts: dict[str, tuple[int, Iterable[Dataset]]],
+    parts: Mapping[str, tuple[int, Iterable[Dataset]]],
     event_shape: tuple[int, ...],
     *,
     request: dict[str, Any],

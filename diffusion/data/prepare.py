@@ -151,7 +151,7 @@ def _open(kind: str, options: PreparationConfig) -> _Opened:
         kind in ("cifar10", "cifar10_5k", "mnist") and _is_official(kind, source)
     )
     if through_tfds:
-        from diffusion.data.prepare_tfds import open_tfds, prepare_official
+        from diffusion.data.prepare_tfds import has_split, open_tfds, prepare_official
 
         if kind.startswith("tfds:"):
             place = source or str(Path(options.data_dir) / kind.removeprefix("tfds:"))
@@ -162,10 +162,11 @@ def _open(kind: str, options: PreparationConfig) -> _Opened:
                     official, source, options.data_dir, options.source_sha256
                 )
             )
-        test = None
+        training = open_tfds(place, "train")
         if held_out is None and options.held_out_fraction is None:
-            test = open_tfds(place, "test", missing_ok=True)
-        return _Opened(open_tfds(place, "train"), held_out or test)
+            if has_split(place, "test"):
+                held_out = open_tfds(place, "test")
+        return _Opened(training, held_out)
     assert source is not None
     if kind in _FORMS:
         _check_form(kind, source)

@@ -26,9 +26,11 @@ from diffusion.data.image_source import ImageSource
 from diffusion.data.packed import open_packed, read_manifest
 from diffusion.progress import Progress
 
-__all__ = ["export_tfds", "open_tfds", "prepare_official"]
+__all__ = ["export_tfds", "has_split", "open_tfds", "prepare_official"]
 
 _FORMAT = "array_record"
+    tfds.decode.SkipDecoding
+)  # takes no argument: a class that stands for itself
 _BATCH = 500
 _SECONDS_TO_CONNECT = 5.0
 _MANUAL = "Give the archive with --source."
@@ -51,7 +53,8 @@ class _Cifar10(cifar.Cifar10, skip_registration=True):
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         source = self.source or str(dl_manager.download(self._cifar_info.url))
         batches = read_cifar10_archive(source, self.sha256)
-        self.info.features["label"].names = batches.class_names
+        features: Any = self.info.features
+        features["label"].names = batches.class_names
         return {
             "train": _cifar_records("train_", *batches.train),
             "test": _cifar_records("test_", *batches.test),
@@ -181,32 +184,28 @@ def _download_and_prepare(builder: Any) -> None:
     )
 
 
-def open_tfds(
-    directory: str | Path, split: str, *, missing_ok: bool = False
-) -> ImageSource | None:
+def has_split(directory: str | Path, split: str) -> bool:
+    """Return whether a TFDS directory has a split of that name; see `open_tfds`."""
+    return split in _builder(directory).info.splits
+
+
+def open_tfds(directory: str | Path, split: str) -> ImageSource:
     """Open one split of a TFDS directory as a source.
 
     Args:
         directory: A version's directory, or one above it with a single version.
         split: Such as ``"train"``.
-        missing_ok: Whether to return None when there is no such split.
 
     Returns:
         Images (H, W, C) uint8 in the directory's order, with labels if there are any.
 
     Raises:
         InputError: If it is no TFDS directory of array_record files with one image
-            feature of a fixed shape.
+            feature of a fixed shape, or has no such split.
     """
-    place = _version_directory(Path(directory))
-    try:
-        builder = tfds.builder_from_directory(str(place))
-    except Exception as error:  # TFDS raises nearly anything on damaged files.
-        raise InputError(f"{place} is no TFDS directory: {error}") from error
-    _require_array_record(builder, place)
+    builder = _builder(directory)
+    place = Path(builder.data_dir)
     if split not in builder.info.splits:
-        if missing_ok:
-            return None
         raise InputError(
             f"{place} has no split {split!r}; it has "
             f"{', '.join(sorted(builder.info.splits))}"
@@ -245,6 +244,17 @@ def open_tfds(
     )
 
 
+def _builder(directory: str | Path) -> Any:
+    """Return the read-only builder of a directory that can be read here."""
+    place = _version_directory(Path(directory))
+    try:
+        builder = tfds.builder_from_directory(str(place))
+    except Exception as error:  # TFDS raises nearly anything on damaged files.
+        raise InputError(f"{place} is no TFDS directory: {error}") from error
+    _require_array_record(builder, place)
+    return builder
+
+
 def _version_directory(place: Path) -> Path:
     if (place / "dataset_info.json").is_file():
         return place
@@ -278,7 +288,8 @@ def _feature_names(features: Any, place: Path) -> tuple[str, str | None]:
 
 def _labels(builder: Any, split: str, image: str, label: str) -> np.ndarray:
     """Return all labels, without decoding an image."""
-    data = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+    decode: Any = tfds.decode
+    data = builder.as_data_source(split, decoders={image: decode.SkipDecoding()})
     found = [
         int(example[label])
         for first in range(0, len(data), _BATCH)
@@ -347,6 +358,7 @@ class _PackedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(
         self, prefix: str, data: Any
     ) -> Iterator[tuple[int, dict[str, Any]]]:
+        features: Any = self.info.features
         progress = Progress(len(data.images), label=f"TFDS {prefix}", unit="image")
         with contextlib.closing(progress):
             for index, pixels in enumerate(data.images):
@@ -355,7 +367,7 @@ class _PackedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     "id": f"{prefix}_{index:08d}",
                     "image": Image.fromarray(np.asarray(grey)),
                 }
-                if "label" in self.info.features:
+                if "label" in features:
                     record["label"] = int(data.labels[index])
                 yield index, record
                 progress.advance()

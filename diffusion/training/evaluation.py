@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from configs.errors import InputError
@@ -86,7 +87,7 @@ class Evaluator:
             for index, (data, valid) in enumerate(blocks):
                 batch = examples_of(data, self._preconditioning, self._place)
                 valid = self._place.put(valid, self._place.replicated)
-                a, b = self._evaluate(state.ema_params, batch, valid, np.int32(index))
+                a, b = self._evaluate(state.ema_params, batch, valid, jnp.int32(index))
                 total, count = total + np.asarray(a), count + np.asarray(b)
             overall = float(total.sum() / count.sum()) if blocks else float("nan")
             row[f"ema_loss_{name}"] = finite_or_none(overall)

@@ -98,7 +98,7 @@ class Run:
         """Load the data and build the network; nothing is written."""
         self.config, self.workdir = config, workdir
         training = config.training
-        if training.dtype == "float64" and not jax.config.jax_enable_x64:
+        if training.dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise InputError("training.dtype float64 needs JAX_ENABLE_X64=1 to be set")
         self.place = make_placement(
             config.mesh.fsdp, training.batch_size, training.accumulation

@@ -70,7 +70,7 @@ class Placement(NamedTuple):
         parts = self.mesh.shape["fsdp"]
 
         def of(leaf: Any) -> NamedSharding:
-            axes = [None] * len(leaf.shape)
+            axes: list[str | None] = [None] * len(leaf.shape)
             fitting = [
                 (size, axis)
                 for axis, size in enumerate(leaf.shape)
@@ -84,8 +84,8 @@ class Placement(NamedTuple):
 
     def local_rows(self, batch_size: int) -> slice:
         """Return the rows of a batch that this host's devices hold."""
-        found = self.batch.addressable_devices_indices_map((batch_size,)).values()
-        rows = [index[0].indices(batch_size)[:2] for index in found]
+        found: Any = self.batch.addressable_devices_indices_map((batch_size,))
+        rows = [index[0].indices(batch_size)[:2] for index in found.values()]
         return slice(min(start for start, _ in rows), max(stop for _, stop in rows))
 
     def put_local(self, rows: np.ndarray, batch_size: int) -> Array:

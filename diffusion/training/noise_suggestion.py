@@ -19,9 +19,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from configs.schema import DataConfig
 from diffusion.data import split_of, to_data_units
+from diffusion.denoiser import Denoiser
 from diffusion.loss import denoising_loss
 from diffusion.preconditioning import EDMPreconditioning
 from diffusion.training.building import fit_training_gaussian
@@ -79,13 +81,13 @@ def suggest_noise(data: DataConfig) -> NoiseSuggestion:
     noise = jax.random.normal(jax.random.key(0), images.shape)
 
     @jax.jit
-    def loss(gaussian: object, images: jax.Array, sigma: jax.Array) -> jax.Array:
+    def loss(gaussian: Denoiser, images: Array, noise: Array, sigma: Array) -> Array:
         noisy = images + sigma * noise
         losses = denoising_loss(gaussian, noisy, images, sigma, weight=weight(sigma))
         return jnp.mean(losses)
 
     losses = np.array(
-        [float(loss(gaussian, images, jnp.float32(sigma))) for sigma in _SIGMAS]
+        [float(loss(gaussian, images, noise, jnp.float32(s))) for s in _SIGMAS]
     )
     p_mean, p_std = _moments(losses)
     total = split.sigma_data**2 * math.prod(images.shape[1:])
