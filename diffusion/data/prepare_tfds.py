@@ -29,8 +29,6 @@ from diffusion.progress import Progress
 __all__ = ["export_tfds", "has_split", "open_tfds", "prepare_official"]
 
 _FORMAT = "array_record"
-    tfds.decode.SkipDecoding
-)  # takes no argument: a class that stands for itself
 _BATCH = 500
 _SECONDS_TO_CONNECT = 5.0
 _MANUAL = "Give the archive with --source."
