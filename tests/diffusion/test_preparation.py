@@ -280,6 +280,11 @@ def test_zips_with_labels_and_a_held_out_archive(tmp_path):
     split = open_packed(prepare_data("zip", options))
     assert (len(split.training.images), len(split.held_out.images)) == (9, 4)
     np.testing.assert_array_equal(split.training.labels, np.arange(9) % 3)
+    other = tmp_path / "other"
+    save(other / "0.png", picture(9, 8))
+    changed = {**vars(options), "held_out_source": str(other), "name": "c"}
+    with pytest.raises(InputError, match=r"held-out images have shape \(9, 8, 3\)"):
+        prepare_data("zip", PreparationConfig(**changed))
     with pytest.raises(InputError, match="is a file of another kind, not npz"):
         prepare_data("npz", options)
 
