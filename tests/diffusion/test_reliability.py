@@ -41,7 +41,7 @@ def config():
         dataclasses.replace(toy, network=MLPConfig(width=96, num_layers=2)),
         num_steps=STEPS,
         batch_size=32,
-        log_every_steps=100,
+        log_every_steps=50,
         evaluation_images=32,
         checkpoint_every_steps=20,
         checkpoint_every_seconds=1000.0,
