@@ -72,7 +72,8 @@ def gradient_after_a_step(config, dtype: str):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)]
+    ("dtype", "tolerance"),
+    [("float64", 1e-12), pytest.param("float32", 1e-5, marks=pytest.mark.slow)],
 )
 def test_gradients_do_not_depend_on_accumulation(tiny_unet, dtype, tolerance):
     """Noise, flips, dropout and dropped labels are those of the whole batch."""
