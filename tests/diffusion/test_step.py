@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
+import struct
 import sys
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -341,29 +341,40 @@ def test_rows_say_how_fast_and_where(tiny_run, tiny_config):
 
 
 def test_tensorboard_gets_the_same_scalars(tiny_config, tmp_path, monkeypatch):
-    calls = []
-
-    class Writer:
-        def __init__(self, folder, purge_step):
-            calls.append(("open", folder, purge_step))
-
-        def add_scalar(self, name, value, step):
-            calls.append((name, value, step))
-
-        def flush(self):
-            pass
-
-    monkeypatch.setitem(
-        sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=Writer)
-    )
     train(with_training(tiny_config, tensorboard=True, num_steps=10), tmp_path)
-    assert calls[0] == ("open", str(tmp_path / "tensorboard"), 1)
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    written = {
+        (value.tag, event.step): value.simple_value
+        for event in tensorboard_events(path)
+        for value in event.summary.value
+    }
     row = read_metrics(tmp_path)[-1]
-    assert ("loss", row["loss"], 10) in calls
-    assert ("loss_per_bin/2", row["loss_per_bin"][2], 10) in calls
+    assert written["loss", 10] == pytest.approx(row["loss"], rel=1e-6)
+    assert written["loss_per_bin/2", 10] == pytest.approx(
+        row["loss_per_bin"][2], rel=1e-6
+    )
+    # Resumed: points beyond the restored step are asked to be purged.
+    train(with_training(tiny_config, tensorboard=True, num_steps=20), tmp_path)
+    newest = max(
+        (tmp_path / "tensorboard").iterdir(), key=lambda p: p.stat().st_mtime_ns
+    )
+    starts = [e.step for e in tensorboard_events(newest) if e.HasField("session_log")]
+    assert starts == [11]
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(InputError, match=r"scorelab\[tensorboard\]"):
         train(with_training(tiny_config, tensorboard=True), tmp_path / "other")
+
+
+def tensorboard_events(path):
+    """Events of a TFRecord file: length (uint64), its crc, the event, its crc."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    data, events = path.read_bytes(), []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        events.append(Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    return events
 
 
 def test_a_checkpoint_carries_configuration_and_versions(tiny_run):
