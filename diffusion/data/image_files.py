@@ -52,7 +52,8 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 # Skipping these in silence would lose data; a README may lie beside the images.
 _OTHER_SUFFIXES = (".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2", ".npy")
 _GREY_MODES = ("1", "L")
-_COLOUR_MODES = ("P", "PA", "LA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+_COLOUR_MODES = ("P", "RGB", "RGBX", "CMYK", "YCbCr")
+_ALPHA_MODES = ("RGBA", "LA", "PA")
 _PNG_DEPTH = 24  # Position of the bit depth in the header chunk, which comes first.
 
 _Read = Callable[[str], bytes]
@@ -201,11 +202,18 @@ def image_shape(image: Image.Image, data: bytes, where: str) -> tuple[int, int, 
     """Return (H, W, C) from the header alone.
 
     Raises:
-        InputError: If the image is too large or has more than 8 bits per channel.
+        InputError: If the image is too large, has more than 8 bits per channel or an
+            alpha channel.
     """
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise _too_large(where, f"{width} x {height}")
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        raise InputError(
+            f"{where} has an alpha channel ({image.mode}); only grey and RGB images are "
+            "read, for without alpha hidden colours would show: paint it on a "
+            "background, e.g. magick mogrify -background white -alpha remove *.png"
+        )
     # Pillow would cut 16-bit colour down to 8 bits without a word.
     deep = image.format == "PNG" and data[_PNG_DEPTH] == 16
     if deep or image.mode not in _GREY_MODES + _COLOUR_MODES:

@@ -223,7 +223,7 @@ def test_jpeg_webp_and_bmp_are_decoded_as_pillow_does(tmp_path):
     np.testing.assert_array_equal(found, expected, strict=True)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])
 def test_modes_become_grey_or_rgb(mode, tmp_path):
     image = Image.fromarray(COLOUR[0]).convert(mode)
     kind, name = ("JPEG", "a.jpg") if mode == "CMYK" else ("PNG", "a.png")
@@ -232,6 +232,17 @@ def test_modes_become_grey_or_rgb(mode, tmp_path):
     expected = np.asarray(Image.open(path / name).convert(target))
     found = open_archive(path).read().images[0]
     np.testing.assert_array_equal(found, expected.reshape(6, 5, -1))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_images_with_alpha_are_refused(mode, tmp_path):
+    options = {"P": {"transparency": 0}, "RGB": {"transparency": (0, 0, 0)}}
+    image = saved(Image.fromarray(COLOUR[0]).convert(mode), **options.get(mode, {}))
+    for name in ("a.png", "c.png"):  # the first image, and another one
+        files = {"b.png": PNG, name: image}
+        message = refusal(write_folder(tmp_path / name, files))
+        assert f"'{name}' in " in message
+        assert f"alpha channel ({mode}); only grey and RGB images are read" in message
 
 
 def test_zip_members_come_in_sorted_order_and_other_files_are_passed_over(tmp_path):
@@ -825,7 +836,7 @@ def test_the_digest_is_that_of_the_bytes_in_order(tmp_path):
         ("digts", "unknown data set 'digts'; did you mean 'digits'? It may also be"),
         (
             "qqqq",
-            "ffhq64, imagenet64, mixture2d. It may also be the path of an image",
+            "mixture2d. It may also be the path of an image",
         ),
         ("./digits", "there is no file or folder './digits'"),
         ("cifar.zip", "there is no file or folder 'cifar.zip'"),
