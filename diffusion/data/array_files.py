@@ -84,12 +84,13 @@ def open_npz(path: str) -> ImageSource:
                 "np.savez(path, images=..., labels=...)"
             )
         images = _npy_values(archive, members["images.npy"], path)
+        version = f"{members['images.npy'].file_size} {members['images.npy'].CRC}"
         stored = None
         if "labels.npy" in members:
             stored = _npy_values(archive, members["labels.npy"], path)
     _check_images(images)
     labels = None if stored is None else _npy_labels(stored, images)
-    return _array_source(path, images, labels)
+    return _array_source(path, images, labels, version)
 
 
 def open_idx(path: str) -> ImageSource:
@@ -123,10 +124,13 @@ def open_idx(path: str) -> ImageSource:
             )
         stream = functools.partial(_open_idx_stream, label_path)
         labels = _read_all(_Values(repr(label_path), stream, 8, (count,), uint8))
-    return _array_source(path, images, labels)
+    state = os.stat(path)
+    return _array_source(path, images, labels, f"{state.st_size} {state.st_mtime_ns}")
 
 
-def _array_source(path: str, images: _Values, labels: np.ndarray | None) -> ImageSource:
+def _array_source(
+    path: str, images: _Values, labels: np.ndarray | None, version: str
+) -> ImageSource:
     classes = None if labels is None else labels.astype(np.int64)
     return ImageSource(
         name=path,
@@ -135,6 +139,7 @@ def _array_source(path: str, images: _Values, labels: np.ndarray | None) -> Imag
         dtype=images.dtype.newbyteorder("="),
         labels=classes,
         blocks=functools.partial(_blocks, images),
+        version=version,
     )
 
 

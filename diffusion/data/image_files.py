@@ -67,12 +67,15 @@ class ImageFiles(NamedTuple):
         names: The files, N of them.
         labels: (N,) int64 classes, or None.
         open_reader: Opens the archive; gives a function from name to bytes.
+        versions: Gives (N, 2) int64 that change with the files: size in bytes, and
+            the checksum in a zip, the time of the last change (ns) in a folder.
     """
 
     path: str
     names: list[str]
     labels: np.ndarray | None
     open_reader: Callable[[], AbstractContextManager[_Read]]
+    versions: Callable[[], np.ndarray]
 
 
 def list_image_zip(path: str) -> ImageFiles:
@@ -97,7 +100,11 @@ def list_image_zip(path: str) -> ImageFiles:
         with open_zip(path) as archive:
             yield lambda name: read_member(archive, members[name], path)
 
-    return ImageFiles(path, names, labels, open_reader)
+    def versions() -> np.ndarray:
+        found = [(members[name].file_size, members[name].CRC) for name in names]
+        return np.array(found, np.int64)
+
+    return ImageFiles(path, names, labels, open_reader, versions)
 
 
 def list_image_folder(path: str) -> ImageFiles:
@@ -123,7 +130,13 @@ def list_image_folder(path: str) -> ImageFiles:
     def open_reader() -> Iterator[_Read]:
         yield lambda name: _read_file(path, name, MAX_IMAGE_BYTES)
 
-    return ImageFiles(path, names, labels, open_reader)
+    @functools.cache  # What is decoded later must not pass for newer than it is.
+    def versions() -> np.ndarray:
+        with reading(repr(path)):
+            found = [os.stat(os.path.join(path, name)) for name in names]
+        return np.array([(f.st_size, f.st_mtime_ns) for f in found], np.int64)
+
+    return ImageFiles(path, names, labels, open_reader, versions)
 
 
 def open_image_files(files: ImageFiles) -> ImageSource:
@@ -210,8 +223,8 @@ def image_shape(image: Image.Image, data: bytes, where: str) -> tuple[int, int, 
         raise _too_large(where, f"{width} x {height}")
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         raise InputError(
-            f"{where} has an alpha channel ({image.mode}); only grey and RGB images are "
-            "read, for without alpha hidden colours would show: paint it on a "
+            f"{where} has an alpha channel ({image.mode}); only grey and RGB images "
+            "are read, for without alpha hidden colours would show: paint it on a "
             "background, e.g. magick mogrify -background white -alpha remove *.png"
         )
     # Pillow would cut 16-bit colour down to 8 bits without a word.

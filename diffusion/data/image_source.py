@@ -31,6 +31,7 @@ class ImageSource:
         labels: (N,) int64 classes, or None.
         blocks: Begins a pass; given a number B, yields (B, *event) images in order, the
             last block maybe shorter.
+        version: Changes with the content, as far as can be told without reading it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ImageSource:
     dtype: np.dtype
     labels: np.ndarray | None = field(repr=False)
     blocks: Callable[[int], Generator[np.ndarray, None, None]] = field(repr=False)
+    version: str = field(default="", repr=False)
 
     @property
     def has_labels(self) -> bool:

@@ -42,6 +42,10 @@ __all__ = ["KINDS", "prepare_data"]
 
 _BLOCK = 4096
 _NAMED = 10  # images that a message lists by name
+_CONTENT = {
+    "fingerprint": "its images or labels have changed since",
+    "held_out": "those held out have changed since",
+}
 
 
 class _Preset(NamedTuple):
@@ -239,7 +243,10 @@ def _refuse_other(folder: Path, request: dict[str, Any], name: str) -> None:
     differing = [key for key in request if found.get(key) != request[key]]
     if differing:
         listed = ", ".join(
-            f"{key} {found.get(key)!r} -> {request[key]!r}" for key in differing
+            _CONTENT[key]
+            if key in _CONTENT and found.get(key) and request[key]
+            else f"{key} {found.get(key)!r} -> {request[key]!r}"
+            for key in differing
         )
         raise InputError(
             f"{folder} holds another set ({listed}); choose another --name, or delete "
@@ -260,10 +267,10 @@ def _pack(
         None if request["image_size"] is None else tuple(request["image_size"]),
         request["crop"],
     )
-    staged = _stage(opened.source, stages / "images.npy", sizing, request)
+    staged = _stage(opened.source, stages / "images.npy", sizing)
     apart = None
     if opened.held_out is not None:
-        apart = _stage(opened.held_out, stages / "held_out.npy", sizing, request)
+        apart = _stage(opened.held_out, stages / "held_out.npy", sizing)
         if apart.images.shape[1:] != staged.images.shape[1:]:
             raise InputError(
                 f"held-out images have shape {apart.images.shape[1:]}, training images "
@@ -297,11 +304,9 @@ def _pack(
     )
 
 
-def _stage(
-    source: _Source, path: Path, sizing: Sizing, request: dict[str, Any]
-) -> Staged:
+def _stage(source: _Source, path: Path, sizing: Sizing) -> Staged:
     if isinstance(source, ImageFiles):
-        return stage_files(source, path, sizing, request)
+        return stage_files(source, path, sizing)
     return stage_source(source, path, sizing)
 
 

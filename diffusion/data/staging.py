@@ -1,7 +1,7 @@
 """Images of an archive, decoded and resized into one array on the disk.
 
 Decoding a large set takes hours.  A journal beside the array says how far it is: the
-same call again goes on there, and tries once more what could not be read.
+same call again goes on there, and reads once more what was corrupt or has changed.
 """
 
 import contextlib
@@ -73,13 +73,27 @@ class Staged(NamedTuple):
 
 
 def fingerprint(source: ImageFiles | ImageSource) -> str:
-    """Return what tells one source from another without reading it: names and sizes."""
-    names = source.names if isinstance(source, ImageFiles) else [source.name]
-    path = source.path if isinstance(source, ImageFiles) else source.name
-    digest = hashlib.sha256("\0".join(map(os.path.basename, names)).encode())
-    if os.path.isfile(path):
-        digest.update(str(os.path.getsize(path)).encode())
+    """Return what tells one source from another without reading its images.
+
+    Relative names, sizes and labels count, and what is at hand of the content: the
+    checksums in a zip or npz, else the time of the last change.  Where the source lies
+    does not.
+    """
+    if isinstance(source, ImageFiles):
+        digest = hashlib.sha256(_digest_of_names(source).encode())
+        digest.update(source.versions().tobytes())
+    else:
+        values = source.num_images, source.event_shape, source.version
+        text = f"{os.path.basename(source.name)} {values}"
+        digest = hashlib.sha256(text.encode(errors="surrogateescape"))
+    if source.labels is not None:
+        digest.update(source.labels.tobytes())
     return digest.hexdigest()
+
+
+def _digest_of_names(files: ImageFiles) -> str:
+    text = "\0".join(files.names).encode(errors="surrogateescape")
+    return hashlib.sha256(text).hexdigest()
 
 
 def stage_source(source: ImageSource, path: str | Path, sizing: Sizing) -> Staged:
@@ -123,16 +137,13 @@ def stage_source(source: ImageSource, path: str | Path, sizing: Sizing) -> Stage
     return Staged(images, labels, {})
 
 
-def stage_files(
-    files: ImageFiles, path: str | Path, sizing: Sizing, request: dict[str, Any]
-) -> Staged:
+def stage_files(files: ImageFiles, path: str | Path, sizing: Sizing) -> Staged:
     """Decode image files into an array on the disk, going on where a call ended.
 
     Args:
         files: The images.
         path: File to write, ``.npy``; the journal lies beside it.
-        sizing: How they are brought to one size.
-        request: What identifies this work; another one begins anew.
+        sizing: How they are brought to one size; another one begins anew.
 
     Returns:
         The images, with what could not be read.
@@ -143,31 +154,29 @@ def stage_files(
     """
     path = Path(path)
     shape = _first_shape(files, sizing)
-    journal = Journal(path.with_suffix(".json"), {**request, "shape": list(shape)})
-    full_shape = (len(files.names), *shape)
+    work = {"names": _digest_of_names(files), "shape": shape, **sizing._asdict()}
+    journal = Journal(path.with_suffix(".json"), work, files.versions())
     if journal.done and path.is_file():
         images = np.lib.format.open_memmap(path, "r+")
     else:
-        journal.done, journal.corrupt = 0, {}
-        images = new_images(path, full_shape)
+        images = new_images(path, (len(files.names), *shape))
+        journal.begin()
     progress = Progress(
         len(files.names), done=journal.done, label="reading", unit="image"
     )
-    retried = sorted(journal.corrupt)
-    rows = itertools.chain(retried, range(journal.done, len(files.names)))
+    rows = itertools.chain(journal.stale(), range(journal.done, len(files.names)))
     # Decoding sets the filter of warnings in each thread; here it is put back.
     with warnings.catch_warnings(), files.open_reader() as read:
         warnings.simplefilter("ignore")
         noted = time.monotonic()
         for row, pixels in _decoded(files, read, rows, shape, sizing):
+            if row >= journal.done:
+                progress.advance()
             if isinstance(pixels, str):
-                journal.corrupt[row] = pixels
+                journal.add(row, pixels)
             else:
                 images[row] = pixels
-                journal.corrupt.pop(row, None)
-            if row >= journal.done:
-                journal.done = row + 1
-                progress.advance()
+                journal.add(row)
             if time.monotonic() - noted > _SECONDS_BETWEEN_NOTES:
                 _note(journal, images)
                 noted = time.monotonic()
@@ -180,27 +189,58 @@ def stage_files(
 
 
 class Journal:
-    """How far the staging of a source is.
+    """How far the staging of files is, and which version of each has been read.
 
     Args:
-        path: The file.
-        request: What identifies the work; a journal of another one is not used.
+        path: The file; an array of versions lies beside it.
+        work: What decides on rows and pixels; a journal of other work is not used.
+        versions: (N, 2), see `ImageFiles`.
     """
 
-    def __init__(self, path: Path, request: dict[str, Any]) -> None:
-        """Read the file if it is there."""
-        self.path, self.request = path, json.loads(json.dumps(request))
+    def __init__(self, path: Path, work: dict[str, Any], versions: np.ndarray) -> None:
+        """Read the files if they are there."""
+        self.path, self.work = path, json.loads(json.dumps(work))
+        self.versions, self._read = versions, np.zeros_like(versions)
+        self._new: list[int] = []
         self.done = 0
         self.corrupt: dict[int, str] = {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             values = json.loads(path.read_text())
-            if values["request"] == self.request:
+            if values["work"] == self.work:
+                self._read = np.lib.format.open_memmap(self._beside(), "r+")
                 self.done = int(values["done"])
                 self.corrupt = {int(k): str(v) for k, v in values["corrupt"].items()}
 
+    def _beside(self) -> Path:
+        return self.path.with_suffix(".versions.npy")
+
+    def begin(self) -> None:
+        """Forget what was read."""
+        self.done, self.corrupt = 0, {}
+        self._read = np.lib.format.open_memmap(
+            self._beside(), "w+", np.int64, self.versions.shape
+        )
+
+    def stale(self) -> list[int]:
+        """Return the rows to read again: those that failed or have changed since."""
+        changed = (self._read[: self.done] != self.versions[: self.done]).any(axis=1)
+        return sorted({*np.flatnonzero(changed).tolist(), *self.corrupt})
+
+    def add(self, row: int, problem: str | None = None) -> None:
+        """Note that a row has been read, or what is wrong with it."""
+        self.done = max(self.done, row + 1)
+        self.corrupt.pop(row, None)
+        if problem is not None:
+            self.corrupt[row] = problem
+        self._new.append(row)
+
     def write(self) -> None:
-        """Write the file."""
-        values = {"request": self.request, "done": self.done, "corrupt": self.corrupt}
+        """Write the files; the images must be on the disk."""
+        self._read[self._new] = self.versions[self._new]
+        self._new.clear()
+        if isinstance(self._read, np.memmap):
+            self._read.flush()
+        values = {"work": self.work, "done": self.done, "corrupt": self.corrupt}
         text = json.dumps(values)
         write_atomically(self.path, lambda file: file.write(text.encode()))
 
@@ -216,8 +256,9 @@ def _first_shape(files: ImageFiles, sizing: Sizing) -> tuple[int, int, int]:
     error: InputError | None = None
     with files.open_reader() as read:
         for name in files.names[:100]:
-            data, where = read(name), place(files.path, name)
+            where = place(files.path, name)
             try:
+                data = read(name)
                 with opened_image(data, where) as image:
                     height, width, channels = image_shape(image, data, where)
             except UnreadableError as found:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -92,6 +93,65 @@ def test_another_set_of_the_same_name_is_refused(folder, tmp_path):
     prepare_data("folder", PreparationConfig(**options))
     with pytest.raises(InputError, match=r"max_images None -> 7.*another --name"):
         prepare_data("folder", PreparationConfig(**options, max_images=7))
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+@pytest.mark.parametrize("change", ["pixels", "class folder", "labels", "nothing"])
+def test_a_changed_source_is_not_taken_for_packed(kind, change, tmp_path, capsys):
+    names = ("cat/0.bmp", "cat/1.bmp", "dog/2.bmp")
+    pictures = dict(zip(names, [picture(8, 8) for _ in names], strict=True))
+    labels = [[name, 0] for name in names]
+    source = tmp_path / {"folder": "pets", "zip": "pets.zip"}[kind]
+
+    def pack() -> Path:
+        tree = tmp_path / "pets"
+        shutil.rmtree(tree, ignore_errors=True)
+        for name, pixels in pictures.items():
+            save(tree / name, pixels)
+        if change == "labels":
+            (tree / "dataset.json").write_text(json.dumps({"labels": labels}))
+        for path in tree.rglob("*.*"):
+            os.utime(path, ns=(0, (changed and path.name == "1.bmp") * 10**9))
+        if kind == "zip":
+            with zipfile.ZipFile(source, "w") as file:
+                for path in sorted(tree.rglob("*.*")):
+                    name = path.relative_to(tree).as_posix()
+                    file.writestr(zipfile.ZipInfo(name), path.read_bytes())
+        options = PreparationConfig(source=str(source), data_dir=str(tmp_path))
+        return prepare_data(kind, options)
+
+    changed = False
+    pack()
+    if change == "pixels":
+        pictures["cat/1.bmp"] = 255 - pictures["cat/1.bmp"]
+        changed = True
+    elif change == "class folder":
+        pictures["dog/1.bmp"] = pictures.pop("cat/1.bmp")
+    elif change == "labels":
+        labels[1] = [names[1], 1]
+    if change == "nothing":
+        pack()
+        assert "packed already" in capsys.readouterr().out
+        return
+    with pytest.raises(InputError, match="its images or labels have changed"):
+        pack()
+
+
+@pytest.mark.parametrize("kind", ["npz", "idx"])
+def test_changed_arrays_are_not_taken_for_packed(kind, tmp_path):
+    images = RNG.integers(0, 256, (5, 6, 6, 1), dtype=np.uint8)
+    path = tmp_path / ("a.npz" if kind == "npz" else "a-images-idx3-ubyte")
+    options = PreparationConfig(source=str(path), data_dir=str(tmp_path), name="a")
+    for time, pixels in enumerate((images, 255 - images)):
+        if kind == "npz":
+            np.savez(path, images=pixels)
+        else:
+            path.write_bytes(struct.pack(">4I", 0x803, 5, 6, 6) + pixels.tobytes())
+            os.utime(path, ns=(0, time))
+        if time == 0:
+            prepare_data(kind, options)
+    with pytest.raises(InputError, match="its images or labels have changed"):
+        prepare_data(kind, options)
 
 
 def test_subsets_are_nested_and_share_what_is_held_out(folder, tmp_path):
@@ -229,6 +289,53 @@ def test_corrupt_images_are_named_and_left_out_or_repaired(tmp_path, capsys):
     (source / "4.png").write_bytes(good)
     place = prepare_data("folder", PreparationConfig(**options))  # goes on where it was
     assert read_manifest(place).counts["training"] == 6
+
+
+def test_what_was_read_is_kept_when_corrupt_images_are_to_be_skipped(
+    tmp_path, monkeypatch
+):
+    source = tmp_path / "images"
+    for number in range(6):
+        save(source / f"{number}.png", picture(8, 8))
+    (source / "4.png").write_bytes(b"no image")
+    options = {"source": str(source), "data_dir": str(tmp_path)}
+    with pytest.raises(InputError, match=r"cannot be read: 4\.png"):
+        prepare_data("folder", PreparationConfig(**options))
+    repainted = picture(8, 8)
+    save(source / "1.png", repainted)
+    os.utime(source / "1.png", ns=(0, 0))
+    import diffusion.data.staging as staging
+
+    read, decoded = staging._pixels, []
+
+    def counted(files, read_member, name, *arguments):
+        decoded.append(name)
+        return read(files, read_member, name, *arguments)
+
+    monkeypatch.setattr(staging, "_pixels", counted)
+    place = prepare_data("folder", PreparationConfig(**options, on_corrupt="skip"))
+    assert decoded == ["1.png", "4.png"]  # the one that changed and the corrupt one
+    images = open_packed(place).training.images
+    assert len(images) == 5
+    np.testing.assert_array_equal(images[1], repainted)
+
+
+def test_the_first_image_of_a_zip_may_be_the_corrupt_one(tmp_path):
+    path, pixels = tmp_path / "a.zip", [picture(8, 8) for _ in range(3)]
+    with zipfile.ZipFile(path, "w") as file:
+        for number, image in enumerate(pixels):
+            stream = io.BytesIO()
+            Image.fromarray(image).save(stream, "png")
+            file.writestr(f"{number}.png", stream.getvalue())
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IDAT") + 20] ^= 1  # the checksum of the member no longer fits
+    path.write_bytes(data)
+    options = {"source": str(path), "data_dir": str(tmp_path)}
+    with pytest.raises(InputError, match=r"1 images cannot be read: 0\.png"):
+        prepare_data("zip", PreparationConfig(**options))
+    place = prepare_data("zip", PreparationConfig(**options, on_corrupt="skip"))
+    assert read_manifest(place).skipped == ("0.png",)
+    np.testing.assert_array_equal(open_packed(place).training.images, pixels[1:])
 
 
 def test_images_of_other_kinds_are_one_line_each(tmp_path):
