@@ -1,22 +1,25 @@
 """The rows of the log: losses of training, and of held-out images on fixed noise."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from configs.errors import InputError
 from configs.schema import ExperimentConfig
 from diffusion.data import Dataset, Split
 from diffusion.preconditioning import Preconditioning
-from diffusion.training.feeding import examples_of
+from diffusion.training.feeding import Examples
 from diffusion.training.log import finite_or_none
 from diffusion.training.mesh import Placement
 from diffusion.training.state import TrainState
-from diffusion.training.step import Problem, build_evaluation
+from diffusion.training.step import Fixed, Problem, build_evaluation
 
 __all__ = ["Evaluator"]
+
+# The order of noise levels has a stream of the seed, as an epoch's order has one.
+_STREAM = 2**32 - 1
 
 
 class Evaluator:
@@ -30,18 +33,25 @@ class Evaluator:
         split: Split,
         place: Placement,
     ) -> None:
-        """Pad the images that are evaluated to whole blocks."""
-        self.edges = config.training.sigma_bin_edges
-        self._evaluate = build_evaluation(config, problem)
-        size, limit = config.training.batch_size, config.training.evaluation_images
+        """Put the images that are evaluated on the devices, in blocks.
+
+        A block is as large as the part of a batch that training computes at once, and
+        divided over the devices alike.
+        """
+        training = config.training
+        self.edges = training.sigma_bin_edges
+        self._evaluate = build_evaluation(config, problem, place)
+        limit = training.evaluation_images
         held_out = _first(split.held_out, limit)
         # As many training images, so that both losses see the same noise.
-        training = _first(split.training, len(held_out.images) or limit)
-        self._preconditioning, self._place = preconditioning, place
-        self._limit = config.training.max_skipped_steps
+        alike = _first(split.training, len(held_out.images) or limit)
+        self._limit = training.max_skipped_steps
+        total = max(len(held_out.images), len(alike.images))
+        levels = ((_order(config.seed, total) + 0.5) / total).astype(training.dtype)
+        size = training.batch_size // training.accumulation
         self._blocks = {
-            "training": _padded_blocks(training, size),
-            "held_out": _padded_blocks(held_out, size),
+            name: list(_blocks(data, levels, size, preconditioning, place))
+            for name, data in (("training", alike), ("held_out", held_out))
         }
 
     def check_finite(self, state: TrainState) -> None:
@@ -82,13 +92,12 @@ class Evaluator:
             "sigma_bin_edges": list(self.edges),
         }
         for name, blocks in self._blocks.items():
+            parts = [self._evaluate(state.ema_params, *block) for block in blocks]
             total = np.zeros(len(self.edges) + 1)
             count = np.zeros(len(self.edges) + 1)
-            for index, (data, valid) in enumerate(blocks):
-                batch = examples_of(data, self._preconditioning, self._place)
-                valid = self._place.put(valid, self._place.replicated)
-                a, b = self._evaluate(state.ema_params, batch, valid, jnp.int32(index))
-                total, count = total + np.asarray(a), count + np.asarray(b)
+            for part_total, part_count in parts:
+                total += np.asarray(part_total)
+                count += np.asarray(part_count)
             overall = float(total.sum() / count.sum()) if blocks else float("nan")
             row[f"ema_loss_{name}"] = finite_or_none(overall)
             row[f"ema_loss_{name}_per_bin"] = _per_bin(total, count)
@@ -99,17 +108,35 @@ def _first(data: Dataset, limit: int) -> Dataset:
     return Dataset(data.images[:limit], data.labels[:limit])
 
 
-def _padded_blocks(data: Dataset, size: int) -> list[tuple[Dataset, np.ndarray]]:
-    """Cut samples into blocks of one size, the last one padded, with masks."""
-    blocks = []
-    for start in range(0, len(data.images), size):
-        images = data.images[start : start + size]
-        missing = size - len(images)
-        images = np.pad(images, [(0, missing)] + [(0, 0)] * (images.ndim - 1))
-        labels = np.pad(data.labels[start : start + size], (0, missing))
-        valid = np.arange(size) < size - missing
-        blocks.append((Dataset(images, labels), valid))
-    return blocks
+def _order(seed: int, count: int) -> np.ndarray:
+    """Return the ranks of the images' noise levels, a fixed permutation."""
+    return np.random.Generator(np.random.Philox(key=[seed, _STREAM])).permutation(count)
+
+
+def _blocks(
+    data: Dataset,
+    levels: np.ndarray,
+    size: int,
+    preconditioning: Preconditioning,
+    place: Placement,
+) -> Iterator[tuple[Examples, Fixed]]:
+    """Cut samples into blocks of one size, the last one padded, on the devices."""
+
+    def padded(values: np.ndarray, start: int) -> np.ndarray:
+        part = values[start : start + size]
+        return np.pad(part, [(0, size - len(part))] + [(0, 0)] * (part.ndim - 1))
+
+    count = len(data.images)
+    levels, classes = levels[:count], np.asarray(data.labels, np.int32)
+    fixed = (np.arange(count, dtype=np.int32), levels, np.ones_like(levels))
+    for start in range(0, count, size):
+        number, probability, valid = (padded(values, start) for values in fixed)
+        # A level in the middle for padding: its loss is finite, and counted for nought.
+        probability = np.where(valid == 1, probability, probability.dtype.type(0.5))
+        images, labels = padded(data.images, start), padded(classes, start)
+        arrays = (images, labels, number, probability, valid)
+        images, labels, *fixed = (place.put(values, place.batch) for values in arrays)
+        yield Examples(images, labels, preconditioning), Fixed(*fixed)
 
 
 def _per_bin(total: np.ndarray, count: np.ndarray) -> list[float | None]:

@@ -16,6 +16,8 @@ from diffusion.atomic import write_atomically
 
 __all__ = ["MetricsLog", "finite_or_none", "read_metrics"]
 
+_END = "only_because_of_the_end"
+
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     """Return the rows of ``workdir/metrics.jsonl``; a torn last line is left out."""
@@ -42,9 +44,8 @@ class MetricsLog:
 
     Args:
         workdir: The run's folder.
-        restored_step: Rows beyond this step are dropped.
-        every: Steps between two rows; the row of an end that training now goes beyond
-            is dropped too.
+        restored_step: Rows beyond this step are dropped, and that of an end that
+            training now goes beyond.
         tensorboard: Whether to write the scalars to ``workdir/tensorboard`` as well.
 
     Raises:
@@ -56,7 +57,6 @@ class MetricsLog:
         self,
         workdir: str | Path,
         restored_step: int,
-        every: int,
         *,
         tensorboard: bool = False,
     ) -> None:
@@ -66,13 +66,19 @@ class MetricsLog:
         rows = [
             row
             for row in read_metrics(workdir)
-            if row["step"] <= restored_step and row["step"] % every == 0
+            if row["step"] <= restored_step and not row.get(_END)
         ]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(self.path, lambda file: file.write(text.encode()))
 
-    def write(self, row: dict[str, Any]) -> None:
-        """Append one row; NaN and infinities are not allowed in it."""
+    def write(self, row: dict[str, Any], *, kept: bool = True) -> None:
+        """Append one row; NaN and infinities are not allowed in it.
+
+        Args:
+            row: Names and values.
+            kept: False for a row that is there only because training ends.
+        """
+        row = row if kept else row | {_END: True}
         with open(self.path, "a") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
             file.flush()
@@ -104,5 +110,5 @@ def _scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
         if isinstance(value, list):
             values = {f"{name}/{index}": item for index, item in enumerate(value)}
         for key, item in values.items():
-            if item is not None and not key.startswith("sigma_bin_edges"):
+            if item is not None and not key.startswith(("sigma_bin_edges", _END)):
                 yield key, item

@@ -7,7 +7,7 @@ same code runs on one device, on several, and on several hosts.
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,9 @@ from diffusion.training.log import MetricsLog
 from diffusion.training.mesh import (
     Placement,
     agree,
-    barrier,
     is_main_host,
     make_placement,
+    together,
 )
 from diffusion.training.preemption import watch_for_preemption
 from diffusion.training.record import Record, as_json, claim_workdir
@@ -68,10 +68,19 @@ def train(config: ExperimentConfig, workdir: str | Path) -> None:
         OSError: If something cannot be written.
     """
     workdir = Path(workdir)
-    run = Run(config, workdir)
-    lock = lock_workdir(workdir) if is_main_host() else contextlib.nullcontext()
-    with lock, _memory_errors(config):
-        run.execute()
+    with (
+        watch_for_preemption() as asked,
+        contextlib.ExitStack() as held,
+        _memory_errors(config),
+    ):
+
+        def hold_workdir() -> None:
+            if is_main_host():
+                held.enter_context(lock_workdir(workdir))
+
+        run = together(lambda: Run(config, workdir))
+        together(hold_workdir)
+        run.execute(asked)
 
 
 @contextlib.contextmanager
@@ -118,13 +127,13 @@ class Run:
             EDMPreconditioning(sigma_data)  # refuses equal images before a file is made
         self.optimizer = build_optimizer(config.optim, training.batch_size)
 
-    def execute(self) -> None:
-        """Restore, train and save; see `train`."""
-        if is_main_host():
-            claim_workdir(self.workdir, self.record)
-            self._write_gaussian()
-            fit_preconditioning(self.config, self.split, self.workdir)
-        barrier("workdir")
+    def execute(self, asked: Callable[[], bool]) -> None:
+        """Restore, train and save; see `train`.
+
+        Args:
+            asked: Whether this process has been asked to stop.
+        """
+        together(self._prepare_workdir)
         training = self.config.training
         checkpoints = Checkpoints(
             self.workdir, training.checkpoint_every_steps, training.keep_checkpoints
@@ -138,9 +147,17 @@ class Run:
                     f"{self.workdir}."
                 )
                 return
-            Loop(self, state, seconds, checkpoints).execute()
+            Loop(self, state, seconds, checkpoints, asked).execute()
         finally:
             checkpoints.close()
+
+    def _prepare_workdir(self) -> None:
+        """Write what precedes the first step, on one host."""
+        if not is_main_host():
+            return
+        claim_workdir(self.workdir, self.record)
+        self._write_gaussian()
+        fit_preconditioning(self.config, self.split, self.workdir)
 
     def _write_gaussian(self) -> None:
         path = self.workdir / "gaussian.npz"
@@ -214,13 +231,18 @@ class Loop:
     """The steps of one call of `train`, with what is timed and written on the way."""
 
     def __init__(
-        self, run: Run, state: TrainState, seconds: float, checkpoints: Checkpoints
+        self,
+        run: Run,
+        state: TrainState,
+        seconds: float,
+        checkpoints: Checkpoints,
+        asked: Callable[[], bool],
     ) -> None:
         """Put the data on the devices and build the compiled functions."""
         config = run.config
         self.run, self.state, self.checkpoints = run, state, checkpoints
         self.training, self.place = config.training, run.place
-        self.seconds_before = seconds
+        self.seconds_before, self.asked = seconds, asked
         preconditioning = _placed(
             load_preconditioning(run.record, run.workdir), run.place
         )
@@ -243,18 +265,15 @@ class Loop:
         self.log = None
         if is_main_host():
             self.log = MetricsLog(
-                self.run.workdir,
-                first,
-                training.log_every_steps,
-                tensorboard=training.tensorboard,
+                self.run.workdir, first, tensorboard=training.tensorboard
             )
         self.started = self.saved = time.monotonic()
         self.clock, self.logged = self.started, first
         steps = range(first + unit, training.num_steps + 1, unit)
-        with (
-            _progress(training.num_steps, first) as progress,
-            watch_for_preemption(self.checkpoints.reached_preemption) as stopping,
-        ):
+        if self._must_stop(first):  # asked while the data were read
+            self._say_stopped(first)
+            return
+        with _progress(training.num_steps, first) as progress:
             for step in steps:
                 self.state = self.step_fn(self.state, *self.feed.at(step - unit))
                 regular = step % training.log_every_steps == 0
@@ -265,17 +284,27 @@ class Loop:
                     progress.advance(unit, note)
                 if self.state.power_emas and step % self.snapshot_every == 0:
                     save_snapshots(self.run.workdir, self.state)
-                stop = stopping(step) and step < training.num_steps
+                stop = self._must_stop(step) and step < training.num_steps
                 if self._is_due(step, regular) or stop:
                     self._save(step)
                 if stop:
-                    self.checkpoints.wait()
-                    _say(
-                        f"stopped at step {step} and saved; run the same command to "
-                        "continue"
-                    )
+                    self._say_stopped(step)
                     return
         self.checkpoints.wait()
+
+    def _must_stop(self, step: int) -> bool:
+        """Return whether to end here, as all processes agree.
+
+        jax.distributed counts the calls: they must pass consecutive numbers.
+        """
+        if jax.process_count() == 1:
+            return self.asked()
+        dispatches = step // self.training.steps_per_dispatch
+        return self.checkpoints.reached_preemption(dispatches)
+
+    def _say_stopped(self, step: int) -> None:
+        self.checkpoints.wait()
+        _say(f"stopped at step {step} and saved; run the same command to continue")
 
     def _log(self, step: int, regular: bool) -> str:
         """Write a row of the log; return what the progress shows of it."""
@@ -291,7 +320,7 @@ class Loop:
             "device_memory_bytes": _device_memory(),
         }
         if self.log is not None:
-            self.log.write(row)
+            self.log.write(row, kept=regular)
         if regular:
             zeros = LossSums.zeros(len(self.state.sums.loss), self.training.dtype)
             self.state = self.state._replace(

@@ -10,7 +10,7 @@ up to the order of sums.
 import math
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import numpy as np
@@ -28,7 +28,10 @@ __all__ = [
     "host_value",
     "is_main_host",
     "make_placement",
+    "together",
 ]
+
+T = TypeVar("T")
 
 _FSDP_MIN_SIZE = 2**12  # smaller arrays are not worth a message
 
@@ -134,6 +137,8 @@ def connect_hosts(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    *,
+    find: bool = False,
 ) -> None:
     """Join the other processes of a run; alone, do nothing.
 
@@ -141,16 +146,20 @@ def connect_hosts(
 
     Args:
         coordinator: ``HOST:PORT`` of process 0; None takes what the environment says
-            (SLURM, Open MPI, cloud TPU), if it speaks of several processes.
+            (SLURM, Open MPI, TPU), if it speaks of several processes.
         num_processes: Processes in all.
         process_id: Number of this one, from 0.
+        find: Whether there are others for certain, and JAX shall find them: on cloud
+            TPUs it asks the machine's metadata, of which the environment says nothing.
 
     Raises:
-        InputError: If only some of the three are given.
+        InputError: If only some of the three are given, or no others are found.
     """
     given = (coordinator, num_processes, process_id)
     if all(value is None for value in given):
-        if _environment_has_hosts():
+        if find:
+            _find_hosts()
+        elif _environment_has_hosts():
             jax.distributed.initialize()
         return
     if any(value is None for value in given):
@@ -164,6 +173,16 @@ def connect_hosts(
             f"--process-id is {process_id}; it must be from 0 to {num_processes - 1}"
         )
     jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def _find_hosts() -> None:
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        raise InputError(
+            f"--distributed: JAX finds no other hosts here ({error}); name them by "
+            "--coordinator, --num-processes and --process-id"
+        ) from error
 
 
 def _environment_has_hosts() -> bool:
@@ -195,6 +214,34 @@ def agree(flag: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(flag)))
+
+
+def together(work: Callable[[], T]) -> T:
+    """Return what `work` gives; where it fails on one host, it fails on all.
+
+    Otherwise the others would wait for that host for ever.
+
+    Raises:
+        InputError: On the hosts where it has not failed, naming one where it has.
+        Exception: Whatever `work` raises, on the host where it does.
+    """
+    if jax.process_count() == 1:
+        return work()
+    from jax.experimental import multihost_utils
+
+    result, failure = None, None
+    try:
+        result = work()
+    except Exception as error:
+        failure = error
+    flags = multihost_utils.process_allgather(np.asarray(failure is not None))
+    if failure is not None:
+        raise failure
+    if flags.any():
+        raise InputError(
+            f"process {int(np.argmax(flags))} refused to go on; see its message"
+        )
+    return cast(T, result)
 
 
 def host_value(leaf: Any) -> np.ndarray:

@@ -15,7 +15,8 @@ from diffusion.versions import versions
 
 __all__ = ["Record", "as_json", "claim_workdir", "read_record"]
 
-# Fields that change how long a run goes on and what it keeps, but not what it computes.
+# Fields that change how long a run goes on, what it keeps and how it fits into memory,
+# but, up to rounding, not what it computes.
 _FREE_FIELDS = (
     "training.num_steps",
     "training.checkpoint_every_steps",
@@ -23,6 +24,9 @@ _FREE_FIELDS = (
     "training.keep_checkpoints",
     "training.max_skipped_steps",
     "training.tensorboard",
+    "training.log_every_steps",
+    "training.accumulation",
+    "network.checkpoint_blocks",
     "ema.snapshot_every_steps",
     "data.data_dir",
     "data.placement",

@@ -22,7 +22,7 @@ from diffusion.networks.functional import ModuleNetwork
 from diffusion.neural import NeuralDenoiser
 from diffusion.noise import NoiseLaw
 from diffusion.preconditioning import Preconditioning
-from diffusion.training.ema import ema_decay, power_decay, update_ema
+from diffusion.training.ema import ema_weight, power_weight, update_ema
 from diffusion.training.feeding import Examples
 from diffusion.training.mesh import Placement
 from diffusion.training.power_ema import gamma_of_width
@@ -36,6 +36,7 @@ from diffusion.training.state import (
 from diffusion.uncertainty import log_uncertainty
 
 __all__ = [
+    "Fixed",
     "Problem",
     "build_evaluation",
     "build_optimizer",
@@ -230,7 +231,8 @@ def _updated(
 ) -> TrainState:
     """Return the state after a step; one without a finite gradient changes nothing.
 
-    Nor does any step once too many in a row were of that kind.
+    It is counted, and nothing else: averages stay where they are too.  Nor does any
+    step change anything once too many in a row were of that kind.
     """
     norm = optax.tree.norm(gradient)
     limit = config.training.max_skipped_steps
@@ -240,14 +242,14 @@ def _updated(
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params: Any = chosen(optax.apply_updates(state.params, updates), state.params)
+    params: Any = optax.apply_updates(state.params, updates)
     count, ema, size = state.step + 1, config.ema, config.training.batch_size
-    decay = ema_decay(
+    weight = ema_weight(
         count * jnp.float32(size), size, ema.half_life_images, ema.ramp_fraction
     )
     power_emas = {
         width: update_ema(
-            average, params, power_decay(count, gamma_of_width(float(width)))
+            average, params, power_weight(count, gamma_of_width(float(width)))
         )
         for width, average in state.power_emas.items()
     }
@@ -261,15 +263,14 @@ def _updated(
     skipped = Skipped(
         state.skipped.total + ~good, jnp.where(good, 0, state.skipped.in_row + 1)
     )
-    return TrainState(
-        step=count,
+    moved = state._replace(
         params=params,
-        ema_params=update_ema(state.ema_params, params, decay),
+        ema_params=update_ema(state.ema_params, params, weight),
         power_emas=power_emas,
-        opt_state=chosen(opt_state, state.opt_state),
-        sums=chosen(sums, old),
-        skipped=skipped,
+        opt_state=opt_state,
+        sums=sums,
     )
+    return chosen(moved, state)._replace(step=count, skipped=skipped)
 
 
 def _flip_half(images: Array, key: Array) -> Array:
@@ -278,37 +279,53 @@ def _flip_half(images: Array, key: Array) -> Array:
     return jnp.where(flip, images[:, :, ::-1], images)
 
 
-def build_evaluation(
-    config: ExperimentConfig, problem: Problem
-) -> Callable[[dict[str, Any], Examples, Array, Array], tuple[Array, Array]]:
-    """Return ``(params, batch, valid, block) -> (loss sums, counts)``, by sigma bin.
+class Fixed(NamedTuple):
+    """What is fixed for the images of a block that is evaluated again and again.
 
-    Block b always gets the same noise, and its images the quantiles (i + 1/2)/B of the
-    training law in a fixed random order as sigma: two evaluations differ by the
-    parameters alone.  ``valid`` (B,) masks the padding of the last block.
+    Attributes:
+        number: (B,) int32 place of each image in its set; its noise depends on it.
+        probability: (B,) of the quantile of the training law that is its sigma.
+        valid: (B,) 1, or 0 for padding.
+    """
+
+    number: Array
+    probability: Array
+    valid: Array
+
+
+def build_evaluation(
+    config: ExperimentConfig, problem: Problem, place: Placement
+) -> Callable[[dict[str, Any], Examples, Fixed], tuple[Array, Array]]:
+    """Return ``(params, block, fixed) -> (loss sums, counts)``, by sigma bin.
+
+    Image i of a set always gets the same noise and sigma, in blocks of any size: two
+    evaluations differ by the parameters alone.
     """
 
     def evaluate(
-        params: dict[str, Any], examples: Examples, valid: Array, block: Array
+        params: dict[str, Any], examples: Examples, fixed: Fixed
     ) -> tuple[Array, Array]:
         images = to_data_units(examples.images).astype(config.training.dtype)
-        count = images.shape[0]
         key = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION_STREAM)
-        sigma_key, noise_key = jax.random.split(jax.random.fold_in(key, block))
-        order = jax.random.permutation(sigma_key, count)
+
+        def noise(number: Array) -> Array:
+            own_key = jax.random.fold_in(key, number)
+            return jax.random.normal(own_key, images.shape[1:], images.dtype)
+
         batch = NoisyBatch(
             images=images,
             labels=examples.labels,
-            sigma=problem.noise.quantile((order + 0.5) / count).astype(images.dtype),
-            noise=jax.random.normal(noise_key, images.shape, images.dtype),
+            sigma=problem.noise.quantile(fixed.probability).astype(images.dtype),
+            noise=jax.vmap(noise)(fixed.number),
             dropout_keys=None,
         )
+        batch = jax.lax.with_sharding_constraint(batch, place.batch)
         losses = _losses(problem, params, batch, examples.preconditioning)
         bins = sigma_bins(batch.sigma, config.training.sigma_bin_edges)
-        bins = bins * valid[:, None]
+        bins = bins * fixed.valid[:, None]
         return losses @ bins, bins.sum(axis=0)
 
-    return jax.jit(evaluate)
+    return jax.jit(evaluate, out_shardings=place.replicated)
 
 
 def _losses(

@@ -24,7 +24,7 @@ from diffusion.data import split_of
 from diffusion.loss import denoising_loss
 from diffusion.noise import LogNormal
 from diffusion.training import load_denoiser, train
-from diffusion.training.ema import ema_decay, update_ema
+from diffusion.training.ema import ema_weight, power_weight, update_ema
 from diffusion.training.log import read_metrics
 from diffusion.training.record import read_record
 from diffusion.training.step import build_optimizer, sigma_bins
@@ -273,14 +273,25 @@ def test_the_loss_is_the_weighted_mean_square():
 
 def test_ema_is_the_recurrence_with_a_ramp():
     # Half-life 1000 images, but at most a tenth of the images seen.
-    assert float(ema_decay(jnp.float32(2000), 100, 1000, 0.1)) == pytest.approx(
-        0.5 ** (100 / 200)
-    )
-    assert float(ema_decay(jnp.float32(1e6), 100, 1000, 0.1)) == pytest.approx(0.5**0.1)
+    ramp, flat = (ema_weight(jnp.float32(n), 100, 1000, 0.1) for n in (2000, 1e6))
+    assert float(ramp) == pytest.approx(1 - 0.5 ** (100 / 200))
+    assert float(flat) == pytest.approx(1 - 0.5**0.1)
     average = update_ema(
-        {"a": jnp.asarray(4.0)}, {"a": jnp.asarray(2.0)}, jnp.float32(0.75)
+        {"a": jnp.asarray(4.0)}, {"a": jnp.asarray(2.0)}, jnp.float32(0.25)
     )
     assert float(average["a"]) == pytest.approx(0.75 * 4 + 0.25 * 2)
+
+
+def test_weights_of_averages_are_exact_in_float32_after_many_steps():
+    """Against NumPy in float64; as 1 - beta they would be off by percents."""
+    for step in (1, 2, 1000, 400_000, 4_000_000):
+        for gamma in (0.72, 6.94, 16.97):
+            wanted = -np.expm1((gamma + 1) * np.log1p(-1 / step)) if step > 1 else 1
+            found = float(power_weight(jnp.int32(step), gamma))
+            assert found == pytest.approx(wanted, rel=2e-6), (step, gamma)
+    wanted = -np.expm1(-np.log(2) * 32 / 5e8)
+    found = float(ema_weight(jnp.float32(1e9), 32, 5e8, None))
+    assert found == pytest.approx(wanted, rel=1e-6)
 
 
 def test_sigma_bins_are_half_open():
