@@ -2,18 +2,30 @@
 
 Every check of user input raises `InputError` with a single line that says what was
 given, what is allowed and what to do next.  Entry modules print that line behind
-``error:`` and exit with status 2; library callers see an ordinary `ValueError`.
+``error:`` and exit with status 2; library callers see an ordinary `ValueError`.  What
+can be done but is probably not meant is an `InputWarning`.
 """
 
 import difflib
 import math
 from collections.abc import Iterable
 
-__all__ = ["InputError", "choice_error", "is_positive", "require", "require_choice"]
+__all__ = [
+    "InputError",
+    "InputWarning",
+    "choice_error",
+    "is_positive",
+    "require",
+    "require_choice",
+]
 
 
 class InputError(ValueError):
     """A mistake in what the caller gave; its text is one line that teaches."""
+
+
+class InputWarning(UserWarning):
+    """What the caller asked for can be done, but is probably not what was meant."""
 
 
 def choice_error(kind: str, given: str, allowed: Iterable[str]) -> InputError:

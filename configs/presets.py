@@ -13,6 +13,7 @@ from configs.schema import ExperimentConfig
 __all__ = ["load_preset", "preset_names", "variant_names"]
 
 _NOT_PRESETS = (
+    "augmentation_schema",
     "closed_form_schema",
     "errors",
     "network_schema",
