@@ -15,7 +15,7 @@ from diffusion.training.checkpoint import Checkpoints
 from diffusion.training.record import read_record
 from diffusion.training.state import init_params, network_params
 
-__all__ = ["load_denoiser"]
+__all__ = ["checkpoint_steps", "load_denoiser"]
 
 
 def load_denoiser(
@@ -36,13 +36,9 @@ def load_denoiser(
     Raises:
         InputError: If the workdir holds no run, no checkpoint or no intact one.
     """
-    missing = InputError(
-        f"no checkpoint in {workdir}; train one with "
-        f"python -m diffusion.train PRESET --workdir {workdir}"
-    )
     record = read_record(workdir)
     if record is None or not (Path(workdir) / "checkpoints").is_dir():
-        raise missing
+        raise _missing(workdir)
     network = build_run_network(record.config, record.event_shape)
     discrete = record.config.preconditioning.name == "ddpm"
     preconditioning = None if discrete else load_preconditioning(record, workdir)
@@ -56,12 +52,43 @@ def load_denoiser(
     finally:
         checkpoints.close()
     if found is None:
-        raise missing
+        raise _missing(workdir)
     params = network_params(found[0][name])
     if preconditioning is None:
         model = jax.tree_util.Partial(_PredictedNoise(network), params)
         return VPNoiseDenoiser(model, linear_beta_schedule())
     return NeuralDenoiser(params, network, preconditioning)
+
+
+def checkpoint_steps(workdir: str | Path) -> list[int]:
+    """Return the steps of a run's checkpoints, ascending; damaged ones are among them.
+
+    Args:
+        workdir: The folder that `train` wrote.
+
+    Returns:
+        At least one step; `load_denoiser` takes each, or says why it cannot.
+
+    Raises:
+        InputError: If the workdir holds no run or no checkpoint.
+    """
+    if read_record(workdir) is None or not (Path(workdir) / "checkpoints").is_dir():
+        raise _missing(workdir)
+    checkpoints = Checkpoints(workdir)
+    try:
+        steps = checkpoints.steps()
+    finally:
+        checkpoints.close()
+    if not steps:
+        raise _missing(workdir)
+    return steps
+
+
+def _missing(workdir: str | Path) -> InputError:
+    return InputError(
+        f"no checkpoint in {workdir}; train one with "
+        f"python -m diffusion.train PRESET --workdir {workdir}"
+    )
 
 
 @dataclass(frozen=True)
