@@ -21,7 +21,8 @@ class PreparationConfig:
     image_size: tuple[int, int] | None = None
     """Height and width to resize to; None keeps them (ffhq64 and the like: 64 64)."""
     crop: str | None = None
-    """none (the aspect changes), center or adm; None: center."""
+    """none (the aspect changes), center, adm or pad (adds zeros); None: pad for mnist,
+    else center."""
     held_out_fraction: float | None = None
     """Share of the images kept from training, in [0, 1); None: the official test split,
     else what the preset says, else 0."""
@@ -49,7 +50,7 @@ class PreparationConfig:
             "two integers > 0, height and width",
         )
         if self.crop is not None:
-            require_choice("crop", self.crop, ("none", "center", "adm"))
+            require_choice("crop", self.crop, ("none", "center", "adm", "pad"))
         fraction = self.held_out_fraction
         require(
             fraction is None or 0 <= fraction < 1,

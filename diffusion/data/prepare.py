@@ -54,12 +54,13 @@ class _Preset(NamedTuple):
     image_size: tuple[int, int] | None = None
     held_out_fraction: float = 0.0
     write_tfds: bool = False
+    crop: str = "center"
 
 
 _PRESETS = {
     "cifar10": _Preset(),
     "cifar10_5k": _Preset(held_out_fraction=0.1),
-    "mnist": _Preset(),
+    "mnist": _Preset(crop="pad"),
     "ffhq64": _Preset((64, 64), write_tfds=True),
     "afhqv2_64": _Preset((64, 64), write_tfds=True),
     "imagenet64": _Preset((64, 64)),
@@ -204,9 +205,8 @@ def _check_form(kind: str, source: str) -> None:
 
 
 def _sizing(kind: str, options: PreparationConfig) -> Sizing:
-    return Sizing(
-        options.image_size or _preset(kind).image_size, options.crop or "center"
-    )
+    preset = _preset(kind)
+    return Sizing(options.image_size or preset.image_size, options.crop or preset.crop)
 
 
 def _fraction(kind: str, options: PreparationConfig, opened: _Opened) -> float:

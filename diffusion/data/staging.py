@@ -29,7 +29,7 @@ from diffusion.data.image_files import (
 from diffusion.data.image_source import ImageSource
 from diffusion.data.limits import UnreadableError, place
 from diffusion.data.packed import new_images
-from diffusion.data.resizing import resize_image
+from diffusion.data.resizing import resize_image, resize_pixels
 from diffusion.progress import Progress
 
 __all__ = ["Sizing", "Staged", "fingerprint", "stage_files", "stage_source"]
@@ -102,13 +102,13 @@ def stage_source(source: ImageSource, path: str | Path, sizing: Sizing) -> Stage
     Args:
         source: Pixels, (H, W, C) uint8.
         path: File to write, ``.npy``.
-        sizing: Must not ask for another size.
+        sizing: How they are brought to another size, a block at a time.
 
     Returns:
         The images; none is corrupt, for a stream is whole or refused.
 
     Raises:
-        InputError: If the source cannot be read, is not of pixels or of another size.
+        InputError: If the source cannot be read or is not of pixels.
         OSError: If the disk is full or read-only.
     """
     shape = source.event_shape
@@ -117,17 +117,15 @@ def stage_source(source: ImageSource, path: str | Path, sizing: Sizing) -> Stage
             f"{source.name!r} holds {source.dtype} values of shape {shape}; packed are "
             "images (height, width, channels) of type uint8, grey or RGB: convert them"
         )
-    if sizing.image_size not in (None, shape[:2]):
-        raise InputError(
-            f"{source.name!r} holds images of {shape[0]}x{shape[1]}; arrays are not "
-            "resized: leave image_size out, or give a folder or zip of image files"
-        )
-    images = new_images(path, (source.num_images, *shape))
+    height, width = sizing.image_size or shape[:2]
+    images = new_images(path, (source.num_images, height, width, shape[2]))
     progress = Progress(source.num_images, label="reading", unit="image")
     start = 0
     with contextlib.closing(source.blocks(1024)) as blocks:
         for block in blocks:
-            images[start : start + len(block)] = block
+            images[start : start + len(block)] = resize_pixels(
+                block, height, width, sizing.crop, where=repr(source.name)
+            )
             start += len(block)
             progress.advance(len(block))
     progress.close()
@@ -310,7 +308,8 @@ def _pixels(
             mode = "L" if shape[2] == 1 else "RGB"
             image = image if image.mode == mode else image.convert(mode)
             if sizing.image_size is not None:
-                image = resize_image(image, *sizing.image_size, sizing.crop)
+                size = sizing.image_size
+                image = resize_image(image, *size, sizing.crop, where=where)
             return image_pixels(image, shape[2])
     except UnreadableError as error:
         return str(error)

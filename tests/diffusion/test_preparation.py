@@ -230,8 +230,41 @@ def test_crops_have_the_size_and_centre_that_they_say():
     for crop in ("none", "center", "adm"):
         assert resize_image(image, 48, 32, crop).size == (32, 48)
         assert resize_image(image, 300, 500, crop).size == (500, 300)
+    # Zeros on all sides, and nothing else.
+    padded = np.asarray(resize_image(image, 130, 260, "pad"))
+    wanted = np.pad(np.asarray(image), [(1, 1), (2, 2), (0, 0)])
+    np.testing.assert_array_equal(padded, wanted)
+    with pytest.raises(
+        InputError, match="128x256 pixels and cannot be padded to 128x2"
+    ):
+        resize_image(image, 128, 255, "pad")
     with pytest.raises(InputError, match="did you mean 'center'"):
         resize_image(image, 8, 8, "centre")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("crop", ["none", "center", "adm", "pad"])
+def test_arrays_are_resized_as_image_files_are(crop, channels, tmp_path):
+    size = (40, 30) if crop == "pad" else (8, 12)
+    images = np.stack([picture(36, 28, channels) for _ in range(5)])
+    for number, pixels in enumerate(images):
+        save(tmp_path / "files" / f"{number}.png", pixels)
+    np.savez(tmp_path / "arrays.npz", images=images)
+    found = []
+    for kind, source in (("folder", "files"), ("npz", "arrays.npz")):
+        options = PreparationConfig(
+            source=str(tmp_path / source),
+            data_dir=str(tmp_path),
+            image_size=size,
+            crop=crop,
+        )
+        found.append(open_packed(prepare_data(kind, options)).training.images)
+        if crop == "pad":
+            small = {**vars(options), "image_size": (40, 24), "name": "small"}
+            with pytest.raises(InputError, match=r"(arrays\.npz|0\.png).* has 36x28 p"):
+                prepare_data(kind, PreparationConfig(**small))
+    assert found[0].shape == (5, *size, channels)
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 def test_an_interrupted_preparation_goes_on(folder, tmp_path, monkeypatch):
@@ -563,6 +596,14 @@ def test_mnist_comes_from_its_four_files(tmp_path):
     assert {i.tobytes() for i in split.held_out.images} == {
         i.tobytes() for i in kept["t10k"]
     }
+    options = PreparationConfig(
+        source=str(source), data_dir=str(tmp_path), image_size=(32, 32), name="mnist32"
+    )
+    padded = open_packed(prepare_data("mnist", options))
+    assert padded.training.images.shape == (12, 32, 32, 1)
+    for part in ("training", "held_out"):
+        wanted = np.pad(getattr(split, part).images, [(0, 0), (2, 2), (2, 2), (0, 0)])
+        np.testing.assert_array_equal(getattr(padded, part).images, wanted)
     single = prepare_data(
         "idx",
         PreparationConfig(
