@@ -37,8 +37,9 @@ class PreparationConfig:
     source_sha256: str | None = None
     """cifar10: expected digest of the tar archive, if it is not the official one."""
     write_tfds: bool = False
-    """Write a TFDS directory of the packed images too; always done for cifar10, mnist,
-    ffhq64 and afhqv2_64."""
+    """Write a TFDS directory of the packed images too; always done for ffhq64 and
+    afhqv2_64. (The official cifar10 and mnist are one before they are packed, but not
+    cifar10 from a zip or folder.)"""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

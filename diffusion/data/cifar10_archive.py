@@ -94,10 +94,15 @@ def _members(path: str) -> Iterator[tuple[str, bytes]]:
                     f"{where} is more than CIFAR-10 holds ({_MAX_MEMBERS} members of "
                     f"{_MAX_MEMBER} bytes at most); give the official archive"
                 )
-            parts = member.name.split("/")
-            if member.name.startswith("/") or ".." in parts:
+            parts = member.name.replace("\\", "/").split("/")
+            if not parts[0] or ".." in parts:
                 raise InputError(
                     f"{where} points outside the archive; give the official archive"
+                )
+            if not (member.isfile() or member.isdir()):
+                raise InputError(
+                    f"{where} is a link or a device, CIFAR-10 holds plain files only; "
+                    "give the official archive"
                 )
             if member.isfile() and parts[-1] in wanted:
                 stream = archive.extractfile(member)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ _MAX_CLASS = 2**31 - 1
 
 def json_labels(text: bytes, names: list[str], path: str) -> np.ndarray | None:
     """Return (N,) int64 classes from the text of dataset.json; None for null labels.
+
+    Labels of images that are not there are passed over, as EDM's reader does: a part of
+    a set may keep the whole file.  A line on standard error says so.
 
     Args:
         text: The file's bytes.
@@ -42,6 +46,13 @@ def json_labels(text: bytes, names: list[str], path: str) -> np.ndarray | None:
                 f"{where} has no label for image {name!r}; label every image, "
                 "or none (null)"
             )
+    unused = sorted(classes.keys() - set(names))
+    if unused:
+        print(
+            f"warning: {where} labels {len(unused)} images that are not there, such as "
+            f"{unused[0]!r:.80}; these labels are left out",
+            file=sys.stderr,
+        )
     return np.array([classes[name] for name in names], np.int64)
 
 

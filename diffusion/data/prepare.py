@@ -92,7 +92,7 @@ def prepare_data(kind: str, options: PreparationConfig) -> Path:
         OSError: If something cannot be written.
     """
     _check_kind(kind, options)
-    name = options.name or _default_name(kind, options)
+    name = _name(kind, options)
     folder = packed_folder(name, options.data_dir)
     opened = _open(kind, options)
     request = _request(kind, options, opened)
@@ -138,12 +138,22 @@ def _check_kind(kind: str, options: PreparationConfig) -> None:
         )
 
 
-def _default_name(kind: str, options: PreparationConfig) -> str:
-    if kind in _PRESETS:
-        return kind
-    if kind.startswith("tfds:"):
-        return kind.removeprefix("tfds:").replace("/", "_")
-    return Path(str(options.source)).name.split(".")[0]
+def _name(kind: str, options: PreparationConfig) -> str:
+    """Return what the set is called: the name of a folder below `packed`."""
+    if options.name is not None:
+        name = options.name
+    elif kind in _PRESETS:
+        name = kind
+    elif kind.startswith("tfds:"):
+        name = kind.removeprefix("tfds:").replace("/", "_")
+    else:
+        name = os.path.basename(os.path.abspath(str(options.source))).split(".")[0]
+    if not name or name.startswith(".") or not {"/", "\\", "\0"}.isdisjoint(name):
+        raise InputError(
+            f"the name of the set is {name!r}; it must be that of one folder, without "
+            "slashes and no dot in front: give another --name"
+        )
+    return name
 
 
 def _open(kind: str, options: PreparationConfig) -> _Opened:
@@ -325,14 +335,16 @@ def _corrupt_names(options: PreparationConfig, *stages: Staged) -> tuple[str, ..
     }
     if not corrupt:
         return ()
+    skip = options.on_corrupt == "skip"
+    for name, reason in corrupt.items():
+        done = f"left out: {name}" if skip else name
+        print(f"warning: {done}: {reason}", file=sys.stderr)
+    if skip:
+        return tuple(corrupt)
     listed = ", ".join(list(corrupt)[:_NAMED])
     rest = f" and {len(corrupt) - _NAMED} more" if len(corrupt) > _NAMED else ""
-    text = f"{len(corrupt)} images cannot be read: {listed}{rest}"
-    if options.on_corrupt == "fail":
-        raise InputError(
-            f"{text}; repair them and run the same command again (what was read is "
-            "kept), or leave them out with --on-corrupt skip"
-        )
-    for name, reason in corrupt.items():
-        print(f"warning: left out: {name}: {reason}", file=sys.stderr)
-    return tuple(corrupt)
+    raise InputError(
+        f"{len(corrupt)} images cannot be read: {listed}{rest}; repair them and run "
+        "the same command again (what was read is kept), or leave them out with "
+        "--on-corrupt skip"
+    )

@@ -7,9 +7,12 @@ ids and order of the records are those that TensorFlow would have written.
 """
 
 import contextlib
+import hashlib
 import os
 import shutil
 import socket
+import threading
+import urllib.request
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -145,8 +148,12 @@ def prepare_official(
 
 
 def _source_name(source: str) -> str:
-    size = os.path.getsize(source) if os.path.isfile(source) else 0
-    return f"{os.path.basename(source)} {size}"
+    """Return base name and digest of an archive, or of the idx files in a folder."""
+    path, digest = Path(source), hashlib.sha256()
+    for part in [path] if path.is_file() else sorted(path.glob("*-ubyte.gz")):
+        with part.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"{os.path.basename(os.path.abspath(source))} {digest.hexdigest()[:16]}"
 
 
 def _check_same_source(place: Path, source: str | None) -> None:
@@ -156,7 +163,7 @@ def _check_same_source(place: Path, source: str | None) -> None:
         return
     if noted.read_text().strip() != _source_name(source):
         raise InputError(
-            f"{place} was written from {noted.read_text().strip()!r} (name, bytes), "
+            f"{place} was written from {noted.read_text().strip()!r} (name, digest), "
             f"not from {_source_name(source)!r}; delete it, or choose another "
             "--data-dir"
         )
@@ -164,13 +171,25 @@ def _check_same_source(place: Path, source: str | None) -> None:
 
 def _require_host(name: str) -> None:
     """Say at once what to fetch without a network; TFDS would try for minutes."""
-    try:
-        socket.create_connection((_HOSTS[name], 443), _SECONDS_TO_CONNECT).close()
-    except OSError:
+    host, reached = _HOSTS[name], threading.Event()
+    if {"https", "all"} & urllib.request.getproxies().keys():
+        if not urllib.request.proxy_bypass(host):
+            return  # Only the proxy knows.
+
+    def connect() -> None:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host, 443), _SECONDS_TO_CONNECT).close()
+            reached.set()
+
+    # In a thread, for the time that a name server takes has no limit of its own.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(_SECONDS_TO_CONNECT)
+    if not reached.is_set():
         raise InputError(
-            f"{_HOSTS[name]} cannot be reached, so {name} cannot be downloaded; fetch "
+            f"{host} cannot be reached, so {name} cannot be downloaded; fetch "
             f"{_WHAT_TO_FETCH[name]} and name it with --source PATH"
-        ) from None
+        )
 
 
 def _download_and_prepare(builder: Any) -> None:
@@ -199,7 +218,7 @@ def open_tfds(directory: str | Path, split: str) -> ImageSource:
 
     Raises:
         InputError: If it is no TFDS directory of array_record files with one image
-            feature of a fixed shape, or has no such split.
+            feature of a fixed shape and 8 bits, or has no such split.
     """
     builder = _builder(directory)
     place = Path(builder.data_dir)
@@ -216,6 +235,13 @@ def open_tfds(directory: str | Path, split: str) -> ImageSource:
         raise InputError(
             f"the images of {place} are of several sizes; export them to a folder and "
             "prepare that with --image-size"
+        )
+
+    dtype = np.dtype(features[image].np_dtype)
+    if dtype != np.uint8:
+        raise InputError(
+            f"the images of {place} have {dtype} values; only 8 bits per channel "
+            "(uint8) are read: write the data set again with 8 bits"
         )
 
     def blocks(block_size: int) -> Generator[np.ndarray, None, None]:
@@ -236,9 +262,11 @@ def open_tfds(directory: str | Path, split: str) -> ImageSource:
         name=f"tfds:{builder.info.full_name}:{split}",
         num_images=count,
         event_shape=tuple(shape),
-        dtype=np.dtype(np.uint8),
+        dtype=dtype,
         labels=labels,
         blocks=blocks,
+        # Bytes of the encoded images: the same whenever the same set is written again.
+        version=f"{builder.info.full_name} {builder.info.splits[split].num_bytes}",
     )
 
 

@@ -264,11 +264,17 @@ def test_zip_members_come_in_sorted_order_and_other_files_are_passed_over(tmp_pa
         ({}, np.full(11, -1)),
     ],
 )
-def test_dataset_json_may_be_pairs_a_dict_or_null(write, labels, expected, tmp_path):
+def test_dataset_json_may_be_pairs_a_dict_or_null(
+    write, labels, expected, tmp_path, capsys
+):
     members = edm_members() | {"dataset.json": json.dumps(labels)}
     source = open_archive(write(tmp_path / "a.zip", members))
     assert source.has_labels == (expected[0] >= 0)
     np.testing.assert_array_equal(source.read().labels, expected)
+    told = capsys.readouterr().err
+    if "extra.png" in json.dumps(labels):
+        assert "labels 1 images that are not there, such as 'extra.png'; " in told
+    assert len(told.splitlines()) == ("extra.png" in json.dumps(labels))
 
 
 @pytest.mark.parametrize(

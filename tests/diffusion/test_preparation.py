@@ -11,6 +11,8 @@ import struct
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -22,9 +24,11 @@ from configs import InputError
 from configs.preparation_schema import PreparationConfig
 from configs.schema import DataConfig
 from diffusion.data import open_dataset, open_packed, split_of
+from diffusion.data.cifar10_archive import read_cifar10_archive
 from diffusion.data.packed import read_manifest
 from diffusion.data.prepare import prepare_data
 from diffusion.data.resizing import resize_image
+from diffusion.prepare_data import main
 
 RNG = np.random.default_rng(0)
 
@@ -142,13 +146,13 @@ def test_changed_arrays_are_not_taken_for_packed(kind, tmp_path):
     images = RNG.integers(0, 256, (5, 6, 6, 1), dtype=np.uint8)
     path = tmp_path / ("a.npz" if kind == "npz" else "a-images-idx3-ubyte")
     options = PreparationConfig(source=str(path), data_dir=str(tmp_path), name="a")
-    for time, pixels in enumerate((images, 255 - images)):
+    for second, pixels in enumerate((images, 255 - images)):
         if kind == "npz":
             np.savez(path, images=pixels)
         else:
             path.write_bytes(struct.pack(">4I", 0x803, 5, 6, 6) + pixels.tobytes())
-            os.utime(path, ns=(0, time))
-        if time == 0:
+            os.utime(path, ns=(0, second))
+        if second == 0:
             prepare_data(kind, options)
     with pytest.raises(InputError, match="its images or labels have changed"):
         prepare_data(kind, options)
@@ -456,6 +460,35 @@ def test_damaged_packed_sets_are_one_line(folder, tmp_path):
         split_of(data)
 
 
+@pytest.mark.parametrize("name", ["a/b", "/a", "..", ".a", "", "a\\b", "a\0b"])
+def test_a_name_that_is_no_folder_is_one_line(name, folder, tmp_path):
+    options = {"source": str(folder), "data_dir": str(tmp_path)}
+    with pytest.raises(InputError, match="without slashes and no dot in front") as e:
+        prepare_data("folder", PreparationConfig(**options, name=name))
+    assert repr(name) in str(e.value)
+
+
+def test_the_folder_one_is_in_gives_the_name(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    place = prepare_data(
+        "folder", PreparationConfig(source=".", data_dir=str(tmp_path))
+    )
+    assert place.name == folder.name
+
+
+def test_all_corrupt_images_are_listed_before_the_error(tmp_path, capsys):
+    source = tmp_path / "images"
+    save(source / "00.png", picture(8, 8))
+    for number in range(1, 15):
+        (source / f"{number:02}.png").write_bytes(b"no image")
+    options = PreparationConfig(source=str(source), data_dir=str(tmp_path))
+    with pytest.raises(InputError, match=r"14 images cannot .* 10.png and 4 more; rep"):
+        prepare_data("folder", options)
+    error = capsys.readouterr().err
+    for number in range(1, 15):
+        assert f"warning: {number:02}.png: " in error
+
+
 def test_missing_data_says_how_to_prepare_them(tmp_path):
     with pytest.raises(InputError, match=r"prepare_data cifar10 --source PATH"):
         split_of(DataConfig(name="cifar10", data_dir=str(tmp_path)))
@@ -471,6 +504,7 @@ def test_offline_it_is_said_at_once_what_to_fetch(tmp_path, monkeypatch):
     def unreachable(*arguments):
         raise OSError("no network")
 
+    monkeypatch.setattr("urllib.request.getproxies", dict)
     monkeypatch.setattr("socket.create_connection", unreachable)
     for name, text in (
         ("cifar10", "cifar-10-binary.tar.gz"),
@@ -478,6 +512,40 @@ def test_offline_it_is_said_at_once_what_to_fetch(tmp_path, monkeypatch):
     ):
         with pytest.raises(InputError, match=rf"{text}.* --source PATH"):
             prepare_data(name, PreparationConfig(data_dir=str(tmp_path)))
+
+
+def test_a_silent_name_server_does_not_hold_up_the_refusal(monkeypatch):
+    from diffusion.data import prepare_tfds
+
+    answered = threading.Event()
+
+    def silent(*arguments):
+        answered.wait(60)
+        raise OSError("no network")
+
+    monkeypatch.setattr("socket.create_connection", silent)
+    monkeypatch.setattr(prepare_tfds, "_SECONDS_TO_CONNECT", 0.05)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"www.cs.toronto.edu cannot be reached"):
+        prepare_tfds._require_host("cifar10")
+    assert time.monotonic() - started < 10
+    answered.set()
+
+
+def test_behind_a_proxy_one_counts_as_online(monkeypatch):
+    from diffusion.data import prepare_tfds
+
+    def unreachable(*arguments):
+        raise OSError("no network")
+
+    monkeypatch.setattr("socket.create_connection", unreachable)
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("no_proxy", "")
+    prepare_tfds._require_host("cifar10")
+    monkeypatch.setenv("no_proxy", "toronto.edu")
+    with pytest.raises(InputError, match="cannot be reached"):
+        prepare_tfds._require_host("cifar10")
 
 
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -551,6 +619,82 @@ def test_official_cifar10_becomes_the_official_tfds_directory(version, tmp_path)
             np.testing.assert_array_equal(part.images[place], pixels)
 
 
+def test_the_command_packs_a_subset_of_the_official_archive(
+    tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    images = cifar_archive(path, "binary")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    command = f"prepare_data cifar10_5k --source {path} --source-sha256 {digest} "
+    command += f"--max-images 12 --data-dir {tmp_path / 'data'}"
+    monkeypatch.setattr(sys, "argv", command.split())
+    main()
+    split = open_packed(tmp_path / "data/packed/cifar10_5k")
+    assert (len(split.training.images), len(split.held_out.images)) == (12, 7)
+    for part, name in ((split.training, "train"), (split.held_out, "test")):
+        given = {(p.transpose(1, 2, 0).tobytes(), int(x)) for p, x in images[name]}
+        assert {(i.tobytes(), int(x)) for i, x in zip(*part, strict=True)} <= given
+    assert "12 training and 7 held-out images" in capsys.readouterr().out
+
+
+def link(name: str, target: str, kind: bytes) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+@pytest.mark.parametrize(
+    ("member", "text"),
+    [
+        (tarfile.TarInfo("../data_batch_1.bin"), "points outside the archive"),
+        (tarfile.TarInfo("a/../../data_batch_1.bin"), "points outside the archive"),
+        (tarfile.TarInfo("..\\data_batch_1.bin"), "points outside the archive"),
+        (tarfile.TarInfo("/tmp/data_batch_1.bin"), "points outside the archive"),
+        (link("data_batch_1.bin", "/etc/passwd", tarfile.SYMTYPE), "is a link"),
+        (link("a/test_batch.bin", "../../secret", tarfile.LNKTYPE), "is a link"),
+        (link("a", "/tmp", tarfile.SYMTYPE), "is a link"),
+        (link("test_batch.bin", "", tarfile.FIFOTYPE), "is a link or a device"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_members_that_lead_out_of_a_tar_archive_are_refused(member, text, tmp_path):
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.addfile(member, io.BytesIO())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(InputError, match=text) as caught:
+        read_cifar10_archive(path, digest)
+    assert repr(member.name) in str(caught.value)
+
+
+def test_tfds_images_of_16_bits_are_refused(folder, tmp_path):
+    options = {"source": str(folder), "data_dir": str(tmp_path), "name": "pets"}
+    prepare_data("folder", PreparationConfig(**options, write_tfds=True))
+    features = tmp_path / "pets/1.0.0/features.json"
+    text = features.read_text()
+    assert text.count('"dtype": "uint8"') == 1
+    features.write_text(text.replace('"dtype": "uint8"', '"dtype": "uint16"'))
+    with pytest.raises(InputError, match=r"have uint16 values; only 8 bits"):
+        prepare_data(
+            "tfds:pets", PreparationConfig(data_dir=str(tmp_path), name="again")
+        )
+
+
+def test_another_tfds_directory_of_the_same_name_is_noticed(folder, tmp_path):
+    for place, source in (("a", folder / "cat"), ("b", folder / "dog")):
+        options = {"source": str(source), "data_dir": str(tmp_path / place)}
+        prepare_data(
+            "folder", PreparationConfig(**options, name="pets", write_tfds=True)
+        )
+    options = {"data_dir": str(tmp_path), "name": "pets"}
+    for _ in range(2):
+        source = str(tmp_path / "a/pets")
+        prepare_data("tfds:pets", PreparationConfig(source=source, **options))
+    with pytest.raises(InputError, match="its images or labels have changed"):
+        source = str(tmp_path / "b/pets")
+        prepare_data("tfds:pets", PreparationConfig(source=source, **options))
+
+
 def test_tfds_directories_are_packed_by_name(folder, tmp_path):
     place = prepare_data(
         "folder",
@@ -604,6 +748,12 @@ def test_mnist_comes_from_its_four_files(tmp_path):
     for part in ("training", "held_out"):
         wanted = np.pad(getattr(split, part).images, [(0, 0), (2, 2), (2, 2), (0, 0)])
         np.testing.assert_array_equal(getattr(padded, part).images, wanted)
+    with gzip.open(source / "t10k-labels-idx1-ubyte.gz", "wb") as file:
+        file.write(struct.pack(">2I", 0x801, 5) + bytes(5))
+    with pytest.raises(InputError, match=r"was written from 'files [0-9a-f]{16}'"):
+        prepare_data(
+            "mnist", PreparationConfig(source=str(source), data_dir=str(tmp_path))
+        )
     single = prepare_data(
         "idx",
         PreparationConfig(
