@@ -135,8 +135,8 @@ def _blocks(
         probability = np.where(valid == 1, probability, probability.dtype.type(0.5))
         images, labels = padded(data.images, start), padded(classes, start)
         arrays = (images, labels, number, probability, valid)
-        images, labels, *fixed = (place.put(values, place.batch) for values in arrays)
-        yield Examples(images, labels, preconditioning), Fixed(*fixed)
+        images, labels, *rest = (place.put(values, place.batch) for values in arrays)
+        yield Examples(images, labels, preconditioning), Fixed(*rest)
 
 
 def _per_bin(total: np.ndarray, count: np.ndarray) -> list[float | None]:
