@@ -56,13 +56,16 @@ def write_edm(path, name, **changes):
         _init_kwargs=arguments,
         sigma_data=0.5,
     )
-    path.write_bytes(dumps({"ema": ema, "loss_fn": None, "augment_pipe": None}))
+    content = {"ema": ema, "loss_fn": None, "augment_pipe": None}
+    path.write_bytes(dumps(content, protocol=4))  # Python's default, as EDM writes it
     return path
 
 
 @pytest.mark.parametrize("name", ["ddpmpp_small", "ncsnpp_small", "adm_small"])
-def test_a_snapshot_of_edm_comes_back_bit_for_bit(name, tmp_path):
+def test_a_snapshot_of_edm_comes_back_bit_for_bit(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     model = load_edm(write_edm(tmp_path / "edm.pkl", name))
+    assert [path.name for path in tmp_path.iterdir()] == ["edm.pkl"]  # and no mark
     assert model.event_shape == (8, 8, 3)
     assert model.preconditioning.sigma_data == 0.5
     assert "CC BY-NC-SA" in model.notice
