@@ -8,8 +8,8 @@ Expected:  not yet run here; the authors report FID 1.96 with
            79 network calls per image
            (arXiv 2206.00364, table 2)
 
-Hyper-parameters are EDM's (arXiv 2206.00364, table 7).  Its augmentation is not part of
-this preset yet: the network has the nine inputs of the condition, and they are zero.
+Hyper-parameters are EDM's (arXiv 2206.00364, table 7), and so is the augmentation: its
+pipe with p = .15, which mirrors half of the images and says so in the condition.
 
 Variants:  afhqv2_64:ve         NCSN++ instead of DDPM++ (called "VE" in EDM's tables)
            afhqv2_64:small_gpu  bfloat16 and batches in 8 parts, for 16 GiB; not yet run

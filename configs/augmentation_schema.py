@@ -124,6 +124,17 @@ class AugmentationConfig:
         """`transforms` with presets written out."""
         return expand(self.transforms)
 
+    @property
+    def mirrors_sideways(self) -> bool:
+        """Whether some images are mirrored left to right before noise is added."""
+        active = {
+            "none": (),
+            "nla": self.expanded,
+            "score": (),
+            "nla+score": expand(self.nla_transforms),
+        }[self.mode]
+        return any(text.split(":")[0] in ("d4", "edm-nla", "flip") for text in active)
+
 
 def expand(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names with presets written out."""

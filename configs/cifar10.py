@@ -8,8 +8,8 @@ Expected:  not yet run here; the authors report FID 1.97 with
            35 network calls per image
            (arXiv 2206.00364, table 2)
 
-Hyper-parameters are EDM's (arXiv 2206.00364, table 7).  Its augmentation is not part of
-this preset yet: the network has the nine inputs of the condition, and they are zero.
+Hyper-parameters are EDM's (arXiv 2206.00364, table 7), and so is the augmentation: its
+pipe with p = .12, which mirrors half of the images and says so in the condition.
 
 Variants:  cifar10:cond       class-conditional
            cifar10:ve         NCSN++ instead of DDPM++ (called "VE" in EDM's tables)
@@ -21,6 +21,7 @@ import dataclasses
 
 from configs.network_schema import SongUNetConfig
 from configs.schema import (
+    AugmentationConfig,
     DataConfig,
     EMAConfig,
     ExperimentConfig,
@@ -36,10 +37,10 @@ config = ExperimentConfig(
         name="cifar10",
         image_shape=(32, 32, 3),
         held_out_fraction=0.0,
-        horizontal_flip=True,
     ),
     network=SongUNetConfig(dropout=0.13, augment_dim=9),
     preconditioning=PreconditioningConfig(sigma_data=0.5),
+    augmentation=AugmentationConfig(mode="nla", transforms=("edm-nla:.12",)),
     optim=OptimConfig(learning_rate=1e-3, warmup_images=10_000_000),
     ema=EMAConfig(half_life_images=500_000),
     training=TrainingConfig(

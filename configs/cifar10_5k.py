@@ -34,7 +34,7 @@ config = dataclasses.replace(
 variants = {
     "small_gpu": dataclasses.replace(cifar10.variants["small_gpu"], data=config.data),
     "cpu": ExperimentConfig(
-        data=config.data,
+        data=dataclasses.replace(config.data, horizontal_flip=True),
         network=SongUNetConfig(
             model_channels=16,
             channel_mult=(1, 2, 2),

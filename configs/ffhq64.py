@@ -8,8 +8,8 @@ Expected:  not yet run here; the authors report FID 2.39 with
            79 network calls per image
            (arXiv 2206.00364, table 2)
 
-Hyper-parameters are EDM's (arXiv 2206.00364, table 7).  Its augmentation is not part of
-this preset yet: the network has the nine inputs of the condition, and they are zero.
+Hyper-parameters are EDM's (arXiv 2206.00364, table 7), and so is the augmentation: its
+pipe with p = .15, which mirrors half of the images and says so in the condition.
 
 Variants:  ffhq64:ve         NCSN++ instead of DDPM++ (called "VE" in EDM's tables)
            ffhq64:small_gpu  bfloat16 and batches in 8 parts, for 16 GiB; not yet run
@@ -19,6 +19,7 @@ import dataclasses
 
 from configs.network_schema import SongUNetConfig
 from configs.schema import (
+    AugmentationConfig,
     DataConfig,
     EMAConfig,
     ExperimentConfig,
@@ -34,10 +35,10 @@ config = ExperimentConfig(
         name="ffhq64",
         image_shape=(64, 64, 3),
         held_out_fraction=0.0,
-        horizontal_flip=True,
     ),
     network=SongUNetConfig(channel_mult=(1, 2, 2, 2), dropout=0.05, augment_dim=9),
     preconditioning=PreconditioningConfig(sigma_data=0.5),
+    augmentation=AugmentationConfig(mode="nla", transforms=("edm-nla:.15",)),
     optim=OptimConfig(learning_rate=2e-4, warmup_images=10_000_000),
     ema=EMAConfig(half_life_images=500_000),
     training=TrainingConfig(

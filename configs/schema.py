@@ -12,6 +12,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
+from configs.augmentation_schema import AugmentationConfig
 from configs.errors import (
     choice_error,
     is_positive,
@@ -22,6 +23,7 @@ from configs.network_schema import NetworkConfig, SongUNetConfig
 from configs.training_schema import EMAConfig, MeshConfig, OptimConfig, TrainingConfig
 
 __all__ = [
+    "AugmentationConfig",
     "DataConfig",
     "EMAConfig",
     "ExperimentConfig",
@@ -158,6 +160,7 @@ class ExperimentConfig:
         default_factory=PreconditioningConfig
     )
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -10,12 +10,13 @@ import difflib
 import io
 import re
 import sys
+import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
-from configs.errors import InputError
+from configs.errors import InputError, InputWarning
 
 __all__ = ["exit_on_error", "parse_options", "split_positional"]
 
@@ -25,6 +26,8 @@ T = TypeVar("T")
 def exit_on_error(main: Callable[[], None]) -> None:
     """Run an entry module; turn a user's mistake into one line and status 2.
 
+    An `InputWarning` is one line too, and changes nothing.
+
     Args:
         main: What to run.
 
@@ -32,6 +35,15 @@ def exit_on_error(main: Callable[[], None]) -> None:
         SystemExit: With status 2 for a mistake in the input or a file that cannot be
             read or written, 130 when interrupted.
     """
+    shown = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *place: Any) -> None:
+        if issubclass(category, InputWarning):
+            print(f"warning: {message}", file=sys.stderr)
+        else:
+            shown(message, category, *place)
+
+    warnings.showwarning = show
     try:
         main()
     except (InputError, OSError) as error:
@@ -41,6 +53,8 @@ def exit_on_error(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command again goes on", file=sys.stderr)
         raise SystemExit(130) from None
+    finally:
+        warnings.showwarning = shown
 
 
 def split_positional(

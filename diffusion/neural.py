@@ -50,8 +50,8 @@ class NeuralDenoiser:
         network: The pure network; static under jit.
         preconditioning: Its coefficients; a pytree.
         labels: Class labels, (B, label_dim) one-hot or real, or None.
-        condition: Augmentation condition, (B, augment_dim), or None, which is the
-            same as zeros: no augmentation.
+        condition: Augmentation condition, (B, augment_dim), or (augment_dim,) for all
+            samples alike, or None, which is the same as zeros: no augmentation.
         dropout_key: Key of the dropout masks, one or (B,) of them; None for none
             (sampling).
     """
@@ -69,12 +69,15 @@ class NeuralDenoiser:
         level = self.preconditioning.round_sigma(expand_sigma(sigma, x))
         c = self.preconditioning(level)
         c_noise = jnp.broadcast_to(c.c_noise.reshape(-1), (x.shape[0],))
+        condition = self.condition
+        if condition is not None:
+            condition = jnp.broadcast_to(condition, (x.shape[0], condition.shape[-1]))
         output = self.network.apply(
             self.params,
             (c.c_in * x).astype(x.dtype),
             c_noise,
             labels=self.labels,
-            condition=self.condition,
+            condition=condition,
             dropout_key=self.dropout_key,
         )
         # Networks that also predict a variance have further channels.

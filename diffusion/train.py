@@ -4,11 +4,13 @@ The same command again resumes; on a finished workdir it says so.
 """
 
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
+from configs.errors import InputWarning
 from configs.presets import load_preset, preset_names
 from configs.schema import ExperimentConfig
 from diffusion.command_line import exit_on_error, parse_options, split_positional
@@ -32,9 +34,12 @@ class Options:
     suggest_noise: tyro.conf.UseCounterAction[int] = 0
     """Measure sigma_data and the loss over sigma on the data, propose noise levels for
     training and sampling, and stop."""
+    distributed: tyro.conf.UseCounterAction[int] = 0
+    """Several hosts, which JAX finds by itself: for cloud TPUs, where the environment
+    does not speak of them."""
     coordinator: str | None = None
-    """Several hosts: HOST:PORT of process 0; None takes what SLURM, Open MPI or a cloud
-    TPU say."""
+    """Several hosts: HOST:PORT of process 0; None takes what SLURM, Open MPI or the
+    TPU's environment say."""
     num_processes: int | None = None
     """Several hosts: processes in all."""
     process_id: int | None = None
@@ -55,6 +60,13 @@ def main() -> None:
         + ", ".join(preset_names())
         + "; some have variants, PRESET:VARIANT.",
     )
+    if _mirrors(load_preset(name)) and not _mirrors(options.experiment):
+        warnings.warn(
+            f"{name} mirrors images by its augmentation, which is switched off: none "
+            "will be mirrored; --data.horizontal-flip True mirrors half of them",
+            InputWarning,
+            stacklevel=1,
+        )
     # Imported here: a wrong command line should not wait for the libraries.
     if options.dry_run:
         from diffusion.training.dry_run import describe_experiment
@@ -70,8 +82,17 @@ def main() -> None:
     from diffusion.training.mesh import connect_hosts
 
     keep_freed_memory()
-    connect_hosts(options.coordinator, options.num_processes, options.process_id)
+    connect_hosts(
+        options.coordinator,
+        options.num_processes,
+        options.process_id,
+        find=bool(options.distributed),
+    )
     train(options.experiment, options.workdir)
+
+
+def _mirrors(config: ExperimentConfig) -> bool:
+    return config.data.horizontal_flip or config.augmentation.mirrors_sideways
 
 
 if __name__ == "__main__":

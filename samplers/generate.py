@@ -28,6 +28,8 @@ class Options:
     """Samples computed at once."""
     step: int | None = None
     """Checkpoint to use; None for the newest."""
+    condition: tuple[float, ...] = ()
+    """Augmentation condition, for transformed images; none for images as they are."""
     outdir: str | None = None
     """Folder to write to; None makes one in WORKDIR/samples named by the settings; of a
     file, the folder beside it that is called like it."""
@@ -64,6 +66,7 @@ def main() -> None:
         seed=options.seed,
         block_size=options.block_size,
         step=options.step,
+        condition=options.condition,
     )
 
 
@@ -79,6 +82,8 @@ def _folder_name(options: Options) -> str:
         parts.append(f"teleport{sampler.teleport:g}")
     if options.step is not None:
         parts.append(f"step{options.step}")
+    if any(options.condition):
+        parts.append("condition" + "_".join(f"{c:g}" for c in options.condition))
     return "-".join([*parts, f"seed{options.seed}"])
 
 

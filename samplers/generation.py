@@ -7,15 +7,17 @@ samples are images, and, last of all, ``record.json`` with everything that produ
 them.  A folder with a record is complete.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -29,7 +31,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.neural import NeuralDenoiser
 from diffusion.progress import Progress
 from diffusion.training import load_denoiser
-from diffusion.training.record import read_record
+from diffusion.training.record import Record, read_record
 from diffusion.versions import versions
 from samplers.euler import Euler
 from samplers.heun import Heun
@@ -74,20 +76,25 @@ class Model(NamedTuple):
     sigma_range: tuple[float, float] = (0.0, math.inf)
 
 
-def load_model(path: str | Path, *, step: int | None = None) -> Model:
+def load_model(
+    path: str | Path, *, step: int | None = None, condition: Sequence[float] = ()
+) -> Model:
     """Load a network from its workdir, or a closed form from its file.
 
     Args:
         path: A run of `diffusion.training.train`, or an ``.npz`` of
             `diffusion.fit_closed_form`.
         step: Checkpoint to use; None for the newest intact one.
+        condition: Augmentation condition of all samples; none for images as they are.
 
     Raises:
-        InputError: If there is neither.
+        InputError: If there is neither, or it has no input for such a condition.
     """
     if Path(path).is_file():
         if step is not None:
             raise InputError(f"{path} has no steps; leave out --step {step}")
+        if condition:
+            raise InputError(f"{path} is a closed form; leave out --condition")
         found = load_closed_form(path)
         model = found.denoiser
         own = model if isinstance(model, GaussianDenoiser) else None
@@ -95,8 +102,31 @@ def load_model(path: str | Path, *, step: int | None = None) -> Model:
     denoiser = load_denoiser(path, step=step)
     record = read_record(path)
     assert record is not None, "load_denoiser has read it"
+    if condition:
+        denoiser = _conditioned(denoiser, record, condition)
     gaussian = Path(path) / "gaussian.npz"
     return Model(denoiser, record.event_shape, gaussian, _sigma_range(denoiser))
+
+
+def _conditioned(
+    denoiser: NeuralDenoiser | VPNoiseDenoiser,
+    record: Record,
+    condition: Sequence[float],
+) -> NeuralDenoiser:
+    """Return the denoiser of transformed images."""
+    size = getattr(record.config.network, "augment_dim", 0)
+    if not isinstance(denoiser, NeuralDenoiser) or size == 0:
+        raise InputError(
+            "this network has no input for an augmentation condition; leave out "
+            "--condition"
+        )
+    if len(condition) != size or not np.isfinite(condition).all():
+        raise InputError(
+            f"--condition has {len(condition)} numbers; this network takes {size} "
+            "finite ones"
+        )
+    values = jnp.asarray(condition, jnp.float32)
+    return dataclasses.replace(denoiser, condition=values)
 
 
 def _sigma_range(denoiser: NeuralDenoiser | VPNoiseDenoiser) -> tuple[float, float]:
@@ -158,6 +188,7 @@ def generate_samples(
     seed: int,
     block_size: int = 256,
     step: int | None = None,
+    condition: Sequence[float] = (),
 ) -> None:
     """Draw samples from a model and write them to a folder.
 
@@ -169,6 +200,7 @@ def generate_samples(
         seed: Seed of the noise.
         block_size: Samples computed at once.
         step: Checkpoint to use; None for the newest intact one.
+        condition: Augmentation condition of all samples, for transformed images.
 
     Raises:
         InputError: If there is no run, a setting does not fit, or outdir is not empty.
@@ -179,7 +211,12 @@ def generate_samples(
         raise InputError(
             f"{outdir} exists already; choose another --outdir or delete it"
         )
-    model = load_model(workdir, step=step)
+    if condition and config.teleport is not None:
+        raise InputError(
+            "the Gaussian is of images as they are, not of transformed ones; leave out "
+            "--sampler.teleport or --condition"
+        )
+    model = load_model(workdir, step=step, condition=condition)
     sampler = build_sampler(config, model)
     shape = (num_samples, *model.event_shape)
     started = time.monotonic()
@@ -200,6 +237,7 @@ def generate_samples(
         {
             "workdir": str(workdir),
             "step": step,
+            "condition": list(condition),
             "sampler": to_dict(config),
             "sigmas": sampler.sigmas.tolist(),
             "nfe": nfe,

@@ -8,6 +8,7 @@ import numpy as np
 
 from configs.errors import InputError
 from configs.schema import ExperimentConfig
+from diffusion.augmentation import ScoreAugmentation, build_augmentation
 from diffusion.closed_form import (
     GaussianDenoiser,
     accumulate_moments,
@@ -28,8 +29,8 @@ from diffusion.preconditioning import (
     VEPreconditioning,
     VPPreconditioning,
 )
+from diffusion.training.noisy_batch import Problem
 from diffusion.training.record import Record
-from diffusion.training.step import Problem
 
 __all__ = [
     "build_problem",
@@ -66,7 +67,43 @@ def build_problem(config: ExperimentConfig, event_shape: tuple[int, ...]) -> Pro
     elif config.noise.law == "ve":
         noise = LogUniform()
     inverse_square = config.noise.law in ("vp", "ve")
-    return Problem(network, noise, inverse_square, num_classes(config))
+    return Problem(
+        network,
+        noise,
+        inverse_square_weight=inverse_square,
+        num_classes=num_classes(config),
+        augmentation=_augmentation(config, event_shape),
+        horizontal_flip=config.data.horizontal_flip,
+    )
+
+
+def _augmentation(
+    config: ExperimentConfig, event_shape: tuple[int, ...]
+) -> ScoreAugmentation | None:
+    """Return the augmentation, once it is known to fit images and network."""
+    augmentation = build_augmentation(config.augmentation)
+    if augmentation is None:
+        return None
+    if config.preconditioning.name == "gaussian":
+        raise InputError(
+            "preconditioning gaussian is of images as they are, but augmentation.mode "
+            f"is {config.augmentation.mode}; use preconditioning edm with augmentation"
+        )
+    needed = augmentation.condition_size(event_shape)
+    given = getattr(config.network, "augment_dim", None)
+    if given is None and needed:
+        raise InputError(
+            f"{type(config.network).__name__.removesuffix('Config')} has no input for "
+            f"the condition of {needed} numbers; set --augmentation.condition False or "
+            "choose another network"
+        )
+    if needed and given != needed:
+        raise InputError(
+            f"the augmentation's condition has {needed} numbers, but "
+            f"network.augment_dim is {given}; set --network.augment-dim {needed} or "
+            "--augmentation.condition False"
+        )
+    return augmentation
 
 
 def num_classes(config: ExperimentConfig) -> int:

@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from configs.augmentation_schema import expand
 from configs.errors import InputError
 from configs.schema import ExperimentConfig
+from diffusion.augmentation import ScoreAugmentation
 from diffusion.data import BUILTIN, load_builtin
 from diffusion.networks.cost import count_flops, saved_bytes
 from diffusion.training.building import build_problem
@@ -50,10 +52,28 @@ def describe_experiment(config: ExperimentConfig) -> str:
         f"memory: {_gib(_COPIES * 4 * num_params)} for parameters, their average, the "
         f"gradient and Adam; {_gib(saved)} of activations per image, "
         f"{_gib(saved * part)} for {part} at a time, before the compiler saves any",
+        *_augmentation_lines(config, problem.augmentation, event_shape),
         f"steps: {training.num_steps:,} of {training.batch_size:,} images, {images:,} "
         "images in all",
     ]
     return "\n".join(lines)
+
+
+def _augmentation_lines(
+    config: ExperimentConfig,
+    augmentation: ScoreAugmentation | None,
+    event_shape: tuple[int, ...],
+) -> list[str]:
+    if augmentation is None:
+        return []
+    settings = config.augmentation
+    names = " or ".join(settings.expanded)
+    if settings.mode == "nla+score":
+        clean = " or ".join(expand(settings.nla_transforms))
+        names = f"{clean} on clean, {names} on noisy images"
+    size = augmentation.condition_size(event_shape)
+    told = f"a condition of {size} numbers" if size else "without condition"
+    return [f"augmentation: {settings.mode}, {names}, {told}"]
 
 
 def _event_shape(config: ExperimentConfig) -> tuple[int, ...]:

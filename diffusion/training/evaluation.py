@@ -13,8 +13,9 @@ from diffusion.preconditioning import Preconditioning
 from diffusion.training.feeding import Examples
 from diffusion.training.log import finite_or_none
 from diffusion.training.mesh import Placement
+from diffusion.training.noisy_batch import Problem
 from diffusion.training.state import TrainState
-from diffusion.training.step import Fixed, Problem, build_evaluation
+from diffusion.training.step import Fixed, build_evaluation
 
 __all__ = ["Evaluator"]
 
@@ -46,6 +47,8 @@ class Evaluator:
         # As many training images, so that both losses see the same noise.
         alike = _first(split.training, len(held_out.images) or limit)
         self._limit = training.max_skipped_steps
+        augmentation = problem.augmentation
+        self._families = () if augmentation is None else augmentation.families
         total = max(len(held_out.images), len(alike.images))
         levels = ((_order(config.seed, total) + 0.5) / total).astype(training.dtype)
         size = training.batch_size // training.accumulation
@@ -73,13 +76,22 @@ class Evaluator:
         """Return the log's row for a state.
 
         ``loss`` is the mean since the last row, with the parameters of each moment;
-        ``ema_loss`` holds training and held-out loss of the averaged parameters.
+        ``ema_loss`` holds training and held-out loss of the averaged parameters, on
+        images without augmentation.
 
         Raises:
             InputError: See `check_finite`.
         """
         self.check_finite(state)
         sums = jax.tree.map(np.asarray, state.sums)
+        per_family = {}
+        if self._families:
+            found = _per_bin(sums.loss.sum(axis=1), sums.count.sum(axis=1))
+            per_family = {
+                "loss_per_transform": dict(zip(self._families, found, strict=True))
+            }
+            whole = (sums.loss.sum(axis=0), sums.count.sum(axis=0))
+            sums = sums._replace(loss=whole[0], count=whole[1])
         count = max(float(sums.count.sum()), 1.0)
         row: dict[str, Any] = {
             "step": int(state.step),
@@ -90,6 +102,7 @@ class Evaluator:
             ),
             "skipped_steps": int(state.skipped.total),
             "sigma_bin_edges": list(self.edges),
+            **per_family,
         }
         for name, blocks in self._blocks.items():
             parts = [self._evaluate(state.ema_params, *block) for block in blocks]

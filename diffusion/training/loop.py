@@ -176,12 +176,13 @@ class Run:
 
     def initial_state(self) -> TrainState:
         """Return the state before the first step, from the seed alone."""
-        config = self.config
+        config, augmentation = self.config, self.problem.augmentation
         key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
         return create_state(
             init_params(config, self.problem.network, key),
             self.optimizer,
             len(config.training.sigma_bin_edges) + 1,
+            num_transforms=0 if augmentation is None else len(augmentation.families),
             power_widths=config.ema.power_widths,
             dtype=config.training.dtype,
         )
@@ -322,7 +323,7 @@ class Loop:
         if self.log is not None:
             self.log.write(row, kept=regular)
         if regular:
-            zeros = LossSums.zeros(len(self.state.sums.loss), self.training.dtype)
+            zeros = LossSums.zeros(self.state.sums.loss.shape, self.training.dtype)
             self.state = self.state._replace(
                 sums=jax.tree.map(
                     lambda leaf: self.place.put(leaf, self.place.replicated), zeros

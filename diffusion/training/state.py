@@ -31,8 +31,9 @@ class LossSums(NamedTuple):
     """Training losses since the last row of the log.
 
     Attributes:
-        loss: (bins,) sum of the per-image losses in each bin of sigma.
-        count: (bins,) number of images in each bin.
+        loss: (bins,) sum of the per-image losses in each bin of sigma; with
+            augmentation (transforms, bins), nothing drawn first.
+        count: Number of images in each, of the same shape.
         gradient_norm: () sum over steps of the gradient's global norm per image.
         steps: () number of steps.
     """
@@ -43,9 +44,9 @@ class LossSums(NamedTuple):
     steps: Array
 
     @classmethod
-    def zeros(cls, num_bins: int, dtype: str = "float32") -> "LossSums":
+    def zeros(cls, shape: tuple[int, ...], dtype: str = "float32") -> "LossSums":
         """Return empty sums, each in a buffer of its own (the step donates them)."""
-        return cls(*(jnp.zeros(shape, dtype) for shape in (num_bins, num_bins, (), ())))
+        return cls(*(jnp.zeros(size, dtype) for size in (shape, shape, (), ())))
 
 
 class Skipped(NamedTuple):
@@ -87,10 +88,12 @@ def create_state(
     optimizer: optax.GradientTransformation,
     num_bins: int,
     *,
+    num_transforms: int = 0,
     power_widths: tuple[float, ...] = (),
     dtype: str = "float32",
 ) -> TrainState:
     """Return the state before the first step; the averages start at `params`."""
+    shape = (num_transforms, num_bins) if num_transforms else (num_bins,)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
     return TrainState(
         step=jnp.int32(0),
@@ -100,7 +103,7 @@ def create_state(
             f"{width:g}": jax.tree.map(jnp.copy, params) for width in power_widths
         },
         opt_state=optimizer.init(params),
-        sums=LossSums.zeros(num_bins, dtype),
+        sums=LossSums.zeros(shape, dtype),
         skipped=Skipped(jnp.int32(0), jnp.int32(0)),
     )
 

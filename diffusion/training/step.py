@@ -1,8 +1,8 @@
 """One optimizer step, and the evaluation of a loss on fixed noise.
 
-The batch is gathered, flipped and brought to data units inside the compiled step.  The
-gradient is that of the per-image sum of squared errors, averaged over the batch, as in
-EDM; what is logged is the mean over pixels, which is 1 at the start.
+The batch is gathered, brought to data units, noised and augmented inside the compiled
+step.  The gradient is that of the per-image sum of squared errors, averaged over the
+batch, as in EDM; what is logged is the mean over pixels, which is 1 at the start.
 """
 
 import math
@@ -18,13 +18,12 @@ from jax.typing import ArrayLike
 from configs.schema import ExperimentConfig, OptimConfig
 from diffusion.data.batches import to_data_units
 from diffusion.loss import denoising_loss
-from diffusion.networks.functional import ModuleNetwork
 from diffusion.neural import NeuralDenoiser
-from diffusion.noise import NoiseLaw
 from diffusion.preconditioning import Preconditioning
 from diffusion.training.ema import ema_weight, power_weight, update_ema
 from diffusion.training.feeding import Examples
 from diffusion.training.mesh import Placement
+from diffusion.training.noisy_batch import NoisyBatch, Problem, draw_noisy_batch
 from diffusion.training.power_ema import gamma_of_width
 from diffusion.training.state import (
     UNCERTAINTY,
@@ -37,7 +36,6 @@ from diffusion.uncertainty import log_uncertainty
 
 __all__ = [
     "Fixed",
-    "Problem",
     "build_evaluation",
     "build_optimizer",
     "build_step",
@@ -46,44 +44,6 @@ __all__ = [
 
 # Training uses the streams 0, 1, 2, ... of the seed, one per step.
 _EVALUATION_STREAM = 2**31
-
-
-class Problem(NamedTuple):
-    """What is learned, without arrays.
-
-    Attributes:
-        network: The network.
-        noise: The law of sigma in training.
-        inverse_square_weight: Whether the loss is weighted by 1/sigma^2, as in VP and
-            VE; otherwise by the preconditioning's 1/c_out^2.
-        num_classes: Length of one-hot labels; 0 to train without.
-    """
-
-    network: ModuleNetwork
-    noise: NoiseLaw
-    inverse_square_weight: bool = False
-    num_classes: int = 0
-
-
-class NoisyBatch(NamedTuple):
-    """Everything random of a step, drawn for the whole batch at once.
-
-    What an image gets depends on its place in the batch alone, not on the device that
-    holds it or on the part of the batch that it is computed with.
-
-    Attributes:
-        images: (B, *event) in data units.
-        labels: (B,) classes.
-        sigma: (B,) noise levels.
-        noise: (B, *event), of unit variance.
-        dropout_keys: (B,) keys, or None for no dropout.
-    """
-
-    images: Array
-    labels: Array
-    sigma: Array
-    noise: Array
-    dropout_keys: Array | None
 
 
 def build_optimizer(
@@ -145,11 +105,12 @@ def build_step(
             images, labels = images[indices], labels[indices]
         images = to_data_units(images).astype(dtype)
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        batch = _draw(config, problem, images, labels, key)
+        seen = state.step * jnp.float32(config.training.batch_size)
+        batch = draw_noisy_batch(problem, images, labels, key, images_seen=seen)
         batch = jax.lax.with_sharding_constraint(batch, place.batch)
         gradient, losses = gradient_of(state.params, batch, examples.preconditioning)
-        bins = sigma_bins(batch.sigma, config.training.sigma_bin_edges)
-        return _updated(config, optimizer, state, gradient, losses, bins)
+        found = _sums(config, problem, batch, losses)
+        return _updated(config, optimizer, state, gradient, *found)
 
     def steps(state: TrainState, examples: Examples, indices: Array | None) -> Any:
         if indices is None or indices.shape[0] == 1:
@@ -159,26 +120,6 @@ def build_step(
         )[0]
 
     return jax.jit(steps, donate_argnums=0, out_shardings=shardings)
-
-
-def _draw(
-    config: ExperimentConfig, problem: Problem, images: Array, labels: Array, key: Array
-) -> NoisyBatch:
-    """Flip the images of a step and draw its noise."""
-    flip_key, loss_key = jax.random.split(key)
-    sigma_key, noise_key, dropout_key = jax.random.split(loss_key, 3)
-    if config.data.horizontal_flip:
-        images = _flip_half(images, flip_key)
-    count = images.shape[0]
-    return NoisyBatch(
-        images=images,
-        labels=labels,
-        sigma=problem.noise.sample(sigma_key, (count,)).astype(images.dtype),
-        noise=jax.random.normal(noise_key, images.shape, images.dtype),
-        dropout_keys=jax.vmap(lambda i: jax.random.fold_in(dropout_key, i))(
-            jnp.arange(count)
-        ),
-    )
 
 
 def _gradient(
@@ -193,7 +134,7 @@ def _gradient(
             c_noise = preconditioning(batch.sigma).c_noise
             log = log_uncertainty(params[UNCERTAINTY], c_noise)
             value = losses / jnp.exp(log) + log
-        return jnp.mean(value) * math.prod(batch.images.shape[1:]), losses
+        return jnp.mean(value) * math.prod(batch.target.shape[1:]), losses
 
     differentiate = jax.grad(objective, has_aux=True)
 
@@ -226,8 +167,8 @@ def _updated(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     gradient: Any,
-    losses: Array,
-    bins: Array,
+    loss: Array,
+    count: Array,
 ) -> TrainState:
     """Return the state after a step; one without a finite gradient changes nothing.
 
@@ -243,20 +184,20 @@ def _updated(
 
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
-    count, ema, size = state.step + 1, config.ema, config.training.batch_size
+    step, ema, size = state.step + 1, config.ema, config.training.batch_size
     weight = ema_weight(
-        count * jnp.float32(size), size, ema.half_life_images, ema.ramp_fraction
+        step * jnp.float32(size), size, ema.half_life_images, ema.ramp_fraction
     )
     power_emas = {
         width: update_ema(
-            average, params, power_weight(count, gamma_of_width(float(width)))
+            average, params, power_weight(step, gamma_of_width(float(width)))
         )
         for width, average in state.power_emas.items()
     }
     old = state.sums
     sums = LossSums(
-        loss=old.loss + losses @ bins,
-        count=old.count + bins.sum(axis=0),
+        loss=old.loss + loss,
+        count=old.count + count,
         gradient_norm=old.gradient_norm + norm,
         steps=old.steps + 1,
     )
@@ -270,13 +211,20 @@ def _updated(
         opt_state=opt_state,
         sums=sums,
     )
-    return chosen(moved, state)._replace(step=count, skipped=skipped)
+    return chosen(moved, state)._replace(step=step, skipped=skipped)
 
 
-def _flip_half(images: Array, key: Array) -> Array:
-    """Mirror each image of (B, H, W, C) left to right with probability one half."""
-    flip = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
-    return jnp.where(flip, images[:, :, ::-1], images)
+def _sums(
+    config: ExperimentConfig, problem: Problem, batch: NoisyBatch, losses: Array
+) -> tuple[Array, Array]:
+    """Return losses summed, and counted, by bin of sigma and by transform if any."""
+    bins = sigma_bins(batch.sigma, config.training.sigma_bin_edges)
+    if batch.family is None or problem.augmentation is None:
+        return losses @ bins, bins.sum(axis=0)
+    families = jax.nn.one_hot(
+        batch.family, len(problem.augmentation.families), dtype=bins.dtype
+    )
+    return (families * losses[:, None]).T @ bins, families.T @ bins
 
 
 class Fixed(NamedTuple):
@@ -312,13 +260,10 @@ def build_evaluation(
             own_key = jax.random.fold_in(key, number)
             return jax.random.normal(own_key, images.shape[1:], images.dtype)
 
-        batch = NoisyBatch(
-            images=images,
-            labels=examples.labels,
-            sigma=problem.noise.quantile(fixed.probability).astype(images.dtype),
-            noise=jax.vmap(noise)(fixed.number),
-            dropout_keys=None,
-        )
+        sigma = problem.noise.quantile(fixed.probability).astype(images.dtype)
+        scale = sigma.reshape((-1,) + (1,) * (images.ndim - 1))
+        noisy = images + scale * jax.vmap(noise)(fixed.number)
+        batch = NoisyBatch(noisy, images, examples.labels, sigma)
         batch = jax.lax.with_sharding_constraint(batch, place.batch)
         losses = _losses(problem, params, batch, examples.preconditioning)
         bins = sigma_bins(batch.sigma, config.training.sigma_bin_edges)
@@ -335,18 +280,20 @@ def _losses(
     preconditioning: Preconditioning,
 ) -> Array:
     """Return the (B,) weighted losses of a batch."""
-    images, sigma, labels = batch.images, batch.sigma, None
-    noisy = images + sigma.reshape((-1,) + (1,) * (images.ndim - 1)) * batch.noise
+    noisy, sigma, labels = batch.noisy, batch.sigma, None
     if problem.num_classes:
-        labels = jax.nn.one_hot(batch.labels, problem.num_classes, dtype=images.dtype)
+        labels = jax.nn.one_hot(batch.labels, problem.num_classes, dtype=noisy.dtype)
     denoiser = NeuralDenoiser(
         network_params(params),
         problem.network,
         preconditioning,
         labels=labels,
+        condition=batch.condition,
         dropout_key=batch.dropout_keys,
     )
     weight = sigma**-2
     if not problem.inverse_square_weight:
         weight = preconditioning.loss_weight(sigma)
-    return denoising_loss(denoiser, noisy, images, sigma, weight=weight)
+    if batch.factor is not None:
+        weight = weight * batch.factor
+    return denoising_loss(denoiser, noisy, batch.target, sigma, weight=weight)
