@@ -8,7 +8,7 @@ from flax import nnx
 
 from configs import InputError
 from configs.network_schema import DhariwalUNetConfig, MLPConfig, SongUNetConfig
-from diffusion.interop.edm import _edm_name
+from diffusion.interop.edm import _edm_name, _network
 from diffusion.networks import build_network
 from diffusion.networks.convolution import convolve, downsample, upsample
 from diffusion.networks.layers import GroupNorm, dropout, positional_embedding
@@ -20,7 +20,14 @@ NCSNPP = {
     "noise_channel_mult": 2,
     "resample_filter": (1, 3, 3, 1),
 }
+EDM_NCSNPP = {
+    "encoder_type": "residual",
+    "embedding_type": "fourier",
+    "channel_mult_noise": 2,
+    "resample_filter": [1, 3, 3, 1],
+}
 WIDE = {"channel_mult": (1, 2, 2, 2)}
+KEY, SLOW = jax.random.key(0), pytest.mark.slow
 
 
 @pytest.mark.parametrize(
@@ -255,10 +262,115 @@ def test_convolutions_have_xlas_values_and_derivatives():
         np.testing.assert_allclose(hessian[1], wanted[1], atol=1e-10)
 
 
-def published_shapes(config, event, song):
-    """Return the shapes of a network's tensors, by EDM's names and in its layout."""
-    network = build_network(config, event)
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
+def published_tensors(
+    kind, size, width, mult, blocks, attention, label_dim=0, augment_dim=9
+):
+    """Return the shape of every tensor of EDM's networks, by its name there.
+
+    Convolutions are OIHW, dense layers (out, in).  `kind` is ddpmpp, ncsnpp or adm.
+    """
+    song, found = kind != "adm", {}
+    noise = width * (2 if kind == "ncsnpp" else 1)
+    emb = 4 * width
+
+    def layer(name, *shape, bias=True):
+        found[f"{name}.weight"] = shape
+        if bias:
+            found[f"{name}.bias"] = shape[:1]
+
+    def block(name, c_in, c_out, attend=False, resampled=False):
+        layer(f"{name}.norm0", c_in)
+        layer(f"{name}.conv0", c_out, c_in, 3, 3)
+        layer(f"{name}.affine", c_out if song else 2 * c_out, emb)
+        layer(f"{name}.norm1", c_out)
+        layer(f"{name}.conv1", c_out, c_out, 3, 3)
+        if c_in != c_out or (resampled and song):
+            layer(f"{name}.skip", c_out, c_in, 1, 1)
+        if attend:
+            layer(f"{name}.norm2", c_out)
+            layer(f"{name}.qkv", 3 * c_out, c_out, 1, 1)
+            layer(f"{name}.proj", c_out, c_out, 1, 1)
+
+    if kind == "ncsnpp":
+        found["map_noise.freqs"] = (noise // 2,)
+    if label_dim:
+        layer("map_label", noise if song else emb, label_dim, bias=song)
+    if augment_dim:
+        layer("map_augment", noise, augment_dim, bias=False)
+    layer("map_layer0", emb, noise)
+    layer("map_layer1", emb, emb)
+    layer(f"enc.{size}x{size}_conv", width, 3, 3, 3)
+    channels, image, skips = width, 3, [width]
+    for level, factor in enumerate(mult):
+        res = f"{size >> level}x{size >> level}"
+        if level:
+            block(f"enc.{res}_down", channels, channels, resampled=True)
+            skips.append(channels)
+            if kind == "ncsnpp":
+                layer(f"enc.{res}_aux_residual", channels, image, 3, 3)
+                image = channels
+        for index in range(blocks):
+            attend = size >> level in attention
+            block(f"enc.{res}_block{index}", channels, factor * width, attend)
+            channels = factor * width
+            skips.append(channels)
+    for level, factor in reversed(list(enumerate(mult))):
+        res = f"{size >> level}x{size >> level}"
+        if level == len(mult) - 1:
+            block(f"dec.{res}_in0", channels, channels, attend=True)
+            block(f"dec.{res}_in1", channels, channels)
+        else:
+            block(f"dec.{res}_up", channels, channels, resampled=True)
+        for index in range(blocks + 1):
+            attend = size >> level in attention and (not song or index == blocks)
+            c_in, channels = channels + skips.pop(), factor * width
+            block(f"dec.{res}_block{index}", c_in, channels, attend)
+    assert not skips
+    out = f"dec.{size}x{size}_aux" if song else "out"
+    layer(f"{out}_norm", channels)
+    layer(f"{out}_conv", 3, channels, 3, 3)
+    return found
+
+
+SHALLOW, DEEP = (128, (2, 2, 2), 4, {16}), (128, (1, 2, 2, 2), 4, {16})
+PUBLISHED = {  # with numbers of tensors where they are known
+    "ddpmpp 32 cond": (("ddpmpp", 32, *SHALLOW, 10), 419),
+    "ddpmpp 32": (("ddpmpp", 32, *SHALLOW), 417),
+    "ncsnpp 32 cond": (("ncsnpp", 32, *SHALLOW, 10), None),
+    "ncsnpp 32": (("ncsnpp", 32, *SHALLOW), None),
+    "ddpmpp 64": (("ddpmpp", 64, *DEEP), None),
+    "ncsnpp 64": (("ncsnpp", 64, *DEEP), None),
+    "adm 64": (("adm", 64, 192, (1, 2, 3, 4), 3, {32, 16, 8}, 1000, 0), 541),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if "cond" in name or "adm" in name else pytest.param(name, marks=SLOW)
+        for name in PUBLISHED
+    ],
+)
+def test_tensors_have_the_published_names_and_shapes(name):
+    """All of them, as `diffusion.interop.edm` maps them from a checkpoint."""
+    arguments, count = PUBLISHED[name]
+    wanted = published_tensors(*arguments)
+    kind, size, width, mult, blocks, attention, *dims = arguments
+    label_dim, augment_dim = {0: (0, 9), 1: (*dims, 9), 2: dims}[len(dims)]
+    config = _network(
+        {
+            "model_type": "DhariwalUNet" if kind == "adm" else "SongUNet",
+            "model_channels": width,
+            "channel_mult": list(mult),
+            "num_blocks": blocks,
+            "attn_resolutions": list(attention),
+            "label_dim": label_dim,
+            "augment_dim": augment_dim,
+            **(EDM_NCSNPP if kind == "ncsnpp" else {}),
+        },
+        size,
+    )
+    shapes = jax.eval_shape(build_network(config, (size, size, 3)).init, KEY)
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         place = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -266,51 +378,8 @@ def published_shapes(config, event, song):
         if place.endswith("kernel"):
             axes = (3, 2, 0, 1) if len(shape) == 4 else (1, 0)
             shape = tuple(shape[axis] for axis in axes)
-        found[_edm_name(place, event[0], song).removeprefix("model.")] = shape
-    return found
-
-
-def test_tensors_have_the_published_names_and_shapes():
-    song = SongUNetConfig(augment_dim=9, label_dim=10)
-    found = published_shapes(song, (32, 32, 3), song=True)
-    assert len(found) == 419
-    expected = {
-        "map_label.weight": (128, 10),
-        "map_augment.weight": (128, 9),
-        "map_layer0.weight": (512, 128),
-        "map_layer1.weight": (512, 512),
-        "enc.32x32_conv.weight": (128, 3, 3, 3),
-        "enc.32x32_block0.skip.weight": (256, 128, 1, 1),
-        "enc.16x16_block3.qkv.weight": (768, 256, 1, 1),
-        "enc.16x16_down.skip.weight": (256, 256, 1, 1),
-        "dec.8x8_in0.proj.weight": (256, 256, 1, 1),
-        "dec.16x16_block4.norm2.weight": (256,),
-        "dec.32x32_block4.affine.weight": (256, 512),
-        "dec.32x32_aux_norm.weight": (256,),
-        "dec.32x32_aux_conv.weight": (3, 256, 3, 3),
-    }
-    assert {name: found[name] for name in expected} == expected
-    assert "dec.16x16_block3.qkv.weight" not in found
-
-    ncsn = SongUNetConfig(augment_dim=9, **NCSNPP)
-    found = published_shapes(ncsn, (32, 32, 3), song=True)
-    assert found["map_layer0.weight"] == (512, 256)
-    assert found["map_noise.freqs"] == (128,)
-    assert found["enc.16x16_aux_residual.weight"] == (256, 3, 3, 3)
-    assert found["enc.8x8_aux_residual.weight"] == (256, 256, 3, 3)
-
-    adm = DhariwalUNetConfig(label_dim=1000)
-    found = published_shapes(adm, (64, 64, 3), song=False)
-    assert len(found) == 541
-    expected = {
-        "map_layer0.weight": (768, 192),
-        "map_label.weight": (768, 1000),
-        "enc.64x64_block0.affine.weight": (384, 768),
-        "enc.8x8_block0.qkv.weight": (2304, 768, 1, 1),
-        "dec.32x32_block0.qkv.weight": (1152, 384, 1, 1),
-        "out_norm.weight": (192,),
-        "out_conv.weight": (3, 192, 3, 3),
-    }
-    assert {name: found[name] for name in expected} == expected
-    assert "map_label.bias" not in found
-    assert "enc.32x32_down.skip.weight" not in found
+        edm = _edm_name(place, size, kind != "adm").removeprefix("model.")
+        assert edm not in found
+        found[edm] = shape
+    assert found == wanted
+    assert count in (None, len(found))
