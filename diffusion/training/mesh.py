@@ -153,9 +153,15 @@ def connect_hosts(
             TPUs it asks the machine's metadata, of which the environment says nothing.
 
     Raises:
-        InputError: If only some of the three are given, or no others are found.
+        InputError: If only some of the three are given, if they are given with `find`,
+            or if no others are found.
     """
     given = (coordinator, num_processes, process_id)
+    if find and any(value is not None for value in given):
+        raise InputError(
+            "--distributed finds the hosts by itself; leave out --coordinator, "
+            "--num-processes and --process-id, or --distributed"
+        )
     if all(value is None for value in given):
         if find:
             _find_hosts()

@@ -10,15 +10,20 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from configs import InputError
+from configs.digits import config as digits
 from configs.mixture2d import config as toy
 from configs.network_schema import MLPConfig
-from diffusion.training import train
+from diffusion.data import split_of
+from diffusion.training import load_denoiser, train
 from diffusion.training.locking import lock_workdir
+from diffusion.training.log import read_metrics
 from diffusion.training.loop import _memory_errors
+from diffusion.training.preemption import watch_for_preemption
 from tests.diffusion.runs import (
     FAULTS,
     ROOT,
@@ -127,15 +132,25 @@ def test_damage_to_the_newest_checkpoint_costs_no_more_than_the_steps_since(
     assert_same_run(whole, workdir, STEPS)
 
 
-def test_a_full_disk_stops_with_one_line_and_the_run_goes_on(config, whole, tmp_path):
+@pytest.mark.parametrize("first", [0, STEPS // 2], ids=["at-once", "half-way"])
+def test_a_full_disk_stops_with_one_line_and_the_run_goes_on(
+    config, whole, half, tmp_path, capsys, first
+):
     workdir = tmp_path / "run"
+    if first:
+        shutil.copytree(half, workdir)
     process = start(config, workdir, file_limit=100_000)
     output, errors = process.communicate()
     assert process.returncode == 2, output + errors
+    assert resumed_at(output) == (first or None)
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert "run the same command again" in lines[0]
+    capsys.readouterr()
     train(config, workdir)
+    output = capsys.readouterr().out
+    if first:
+        assert resumed_at(output) >= first > 0
     assert_same_run(whole, workdir, STEPS)
 
 
@@ -198,6 +213,91 @@ def test_changes_of_logging_and_saving_change_no_parameter(tiny_config, tmp_path
         assert found[0][item] == found[1][item] == found[2][item]
 
 
+def test_logging_may_change_on_the_way(tiny_config, tmp_path):
+    """Parameters are bitwise the same, and rows are means since the last one."""
+    each = with_training(tiny_config, log_every_steps=1)
+    train(each, tmp_path / "each")
+    train(with_training(tiny_config, num_steps=12), tmp_path / "run")
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [5, 10, 12]
+    train(with_training(tiny_config, log_every_steps=4), tmp_path / "run")
+    rows = read_metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [5, 10, 16, 20]
+    losses = [row["loss"] for row in read_metrics(tmp_path / "each")]
+    for row, first in zip(rows, (0, 5, 10, 16), strict=True):
+        wanted = np.mean(losses[first : row["step"]])
+        assert row["loss"] == pytest.approx(wanted, rel=1e-5)
+    one, other = (stored(tmp_path / name, 20) for name in ("each", "run"))
+    for item in ("params", "ema_params", "opt_state"):
+        assert one[item] == other[item]
+
+
+@pytest.mark.slow
+def test_the_remedies_for_memory_go_on_in_the_same_workdir(tiny_unet, tmp_path, capsys):
+    """What the message of an exhausted device advises changes results by rounding."""
+    network = dataclasses.replace(
+        tiny_unet, channel_mult=(1,), attention_resolutions=()
+    )
+    config = with_training(
+        dataclasses.replace(digits, network=network),
+        num_steps=2,
+        batch_size=8,
+        log_every_steps=2,
+        evaluation_images=8,
+    )
+    train(config, tmp_path)
+    shutil.copytree(tmp_path, tmp_path / "spared")
+    more = with_training(config, num_steps=4)
+    train(more, tmp_path)
+    capsys.readouterr()
+    frugal = dataclasses.replace(
+        with_training(more, accumulation=4),
+        network=dataclasses.replace(network, checkpoint_blocks=True),
+    )
+    train(frugal, tmp_path / "spared")
+    assert resumed_at(capsys.readouterr().out) == 2
+    one, other = (
+        load_denoiser(workdir, ema=False).params
+        for workdir in (tmp_path, tmp_path / "spared")
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, other)
+    rows = [read_metrics(workdir)[-1] for workdir in (tmp_path, tmp_path / "spared")]
+    for name in ("loss", "ema_loss_held_out"):
+        assert rows[1][name] == pytest.approx(rows[0][name], rel=1e-4)
+
+
+def test_a_signal_while_the_data_are_read_stops_before_the_first_step(
+    tiny_config, tiny_run, tmp_path, monkeypatch, capsys
+):
+    def read(config):
+        signal.raise_signal(signal.SIGTERM)
+        return split_of(config)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("diffusion.training.loop.split_of", read)
+        train(tiny_config, tmp_path)
+    assert "stopped at step 0 and saved; run the same" in capsys.readouterr().out
+    assert steps_of(tmp_path) == [0]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    train(tiny_config, tmp_path)
+    assert_same_run(tiny_run, tmp_path, 20)
+
+
+def test_among_several_processes_an_interrupt_is_passed_on(monkeypatch):
+    """As SIGTERM, the one signal that jax.distributed watches."""
+    came = []
+    monkeypatch.setattr("diffusion.training.preemption.jax.process_count", lambda: 2)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        with watch_for_preemption() as asked:
+            signal.raise_signal(signal.SIGINT)
+            assert came == [signal.SIGTERM]
+            assert not asked()  # the answer is the one that all agree upon
+            with pytest.raises(KeyboardInterrupt):  # the second acts as usual
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_the_newest_checkpoints_and_regular_ones_are_kept(tiny_config, tmp_path):
     config = with_training(
         tiny_config,
@@ -222,8 +322,6 @@ def test_a_checkpoint_of_other_images_is_refused(tiny_run, tiny_config, tmp_path
 
 
 def test_out_of_memory_says_what_helps(tiny_config):
-    import jax
-
     with pytest.raises(InputError, match=r"out of memory.*--training\.accumulation"):
         with _memory_errors(tiny_config):
             # What a device that is too small raises: more than any machine has.

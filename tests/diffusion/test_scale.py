@@ -13,14 +13,18 @@ import numpy as np
 import pytest
 
 from configs import InputError
+from diffusion.train import main
+from diffusion.training.locking import lock_workdir
 from diffusion.training.log import read_metrics
-from diffusion.training.mesh import connect_hosts, make_placement
+from diffusion.training.mesh import connect_hosts, make_placement, together
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = (
     "digits --network.model-channels 4 --network.channel-mult 1 --network.dropout 0.1 "
+    "--augmentation.mode nla+score --augmentation.nla-transforms edm-nla:.5 "
+    "--network.augment-dim 20 "
     "--data.horizontal-flip True --training.batch-size 16 --training.log-every-steps 1 "
-    "--training.evaluation-images 16 --training.checkpoint-every-steps 25"
+    "--training.evaluation-images 40 --training.checkpoint-every-steps 25"
 )
 
 
@@ -34,15 +38,19 @@ def environment(devices: int, x64: bool) -> dict[str, str]:
     }
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def start(workdir: Path, *, devices=1, processes=1, steps=50, x64=True, options=""):
     """Start to train in processes of their own."""
     command = f"-m diffusion.train {OPTIONS} --training.num-steps {steps} {options}"
     command += f" --workdir {workdir}"
     if x64:
         command += " --training.dtype float64"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     running = []
     for number in range(processes):
         hosts = ""
@@ -64,13 +72,13 @@ def start(workdir: Path, *, devices=1, processes=1, steps=50, x64=True, options=
     return running
 
 
-def train(workdir: Path, *, steps=50, **settings):
+def train(workdir: Path, *, steps=50, every=1, **settings):
     """Train in processes of their own and return the losses by step."""
     for process in start(workdir, steps=steps, **settings):
         output, errors = process.communicate(timeout=240)
         assert process.returncode == 0, output + errors
     rows = read_metrics(workdir)
-    assert [row["step"] for row in rows] == list(range(1, steps + 1))
+    assert [row["step"] for row in rows] == list(range(every, steps + 1, every))
     return np.array([[row["loss"], row["ema_loss_held_out"]] for row in rows])
 
 
@@ -108,14 +116,17 @@ def test_checkpoints_move_between_devices_and_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path):
+@pytest.mark.parametrize(("number", "unit"), [(signal.SIGTERM, 1), (signal.SIGINT, 5)])
+def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path, number, unit):
     """Only the second process gets it; both save the same step and end well."""
-    running = start(tmp_path / "run", devices=1, processes=2, steps=100_000)
+    options = f"--training.steps-per-dispatch {unit} --training.log-every-steps {unit}"
+    setting = {"devices": 1, "options": options}
+    running = start(tmp_path / "run", processes=2, steps=100_000, **setting)
     until = time.monotonic() + 200
     while len(read_metrics(tmp_path / "run")) < 5:
         assert time.monotonic() < until
         time.sleep(0.1)
-    running[1].send_signal(signal.SIGTERM)
+    running[1].send_signal(number)
     for number, process in enumerate(running):
         output, errors = process.communicate(timeout=120)
         assert process.returncode == 0, output + errors
@@ -123,25 +134,72 @@ def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path):
     names = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     stopped = max(int(name) for name in names if name.isdigit())
     assert stopped >= 5
-    losses = train(tmp_path / "run", steps=stopped + 5)  # goes on with one process
+    assert stopped % unit == 0
+    # It goes on with one process.
+    losses = train(tmp_path / "run", steps=stopped + 5, every=unit, **setting)
     assert np.isfinite(losses).all()
 
 
-def test_noise_and_flips_are_the_same_on_any_devices():
+@pytest.mark.slow
+def test_what_only_one_host_finds_wrong_ends_all(tmp_path):
+    """A workdir in use, and a contradiction to the run that is there."""
+    workdir = tmp_path / "run"
+    train(workdir, steps=2)
+    with lock_workdir(workdir):
+        in_use = errors_of(start(workdir, processes=2, steps=4))
+    assert f"in use by another process (process {os.getpid()})" in in_use[0]
+    other = start(workdir, processes=2, steps=4, options="--optim.learning-rate 0.5")
+    contradicting = errors_of(other)
+    assert "optim.learning_rate" in contradicting[0]
+    for errors in (in_use, contradicting):
+        assert "error: process 0 refused to go on; see its message" in errors[1]
+
+
+def errors_of(running: list[subprocess.Popen]) -> list[str]:
+    """What processes that refuse to train say."""
+    found = []
+    for process in running:
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 2, output + errors
+        found.append(errors)
+    return found
+
+
+def test_a_failure_elsewhere_is_a_failure_here(monkeypatch):
+    gathered = "jax.experimental.multihost_utils.process_allgather"
+    monkeypatch.setattr("diffusion.training.mesh.jax.process_count", lambda: 3)
+    monkeypatch.setattr(gathered, lambda flag: np.asarray([False, flag, False]))
+    assert together(lambda: 5) == 5
+    with pytest.raises(ZeroDivisionError):
+        together(lambda: 1 // 0)
+    monkeypatch.setattr(gathered, lambda flag: np.asarray([flag, False, True]))
+    with pytest.raises(InputError, match="process 2 refused to go on"):
+        together(lambda: 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "processes"), [(4, 1), (2, 2)])
+def test_noise_and_flips_are_the_same_on_any_devices(devices, processes):
     """Bit for bit, and where the data lie makes no difference either."""
     program = """
-import dataclasses, json, hashlib
+import dataclasses, json, hashlib, sys
 import jax, numpy as np
+if len(sys.argv) > 1:
+    jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from configs.digits import config
 from diffusion.data import split_of
 from diffusion.training.building import build_problem
 from diffusion.training.feeding import Feed
 from diffusion.training.mesh import host_value, make_placement
-from diffusion.training.step import _draw
+from diffusion.training.noisy_batch import draw_noisy_batch
 from diffusion.preconditioning import EDMPreconditioning
 from diffusion.data import to_data_units
+from configs.schema import AugmentationConfig
 config = dataclasses.replace(
-    config, data=dataclasses.replace(config.data, horizontal_flip=True))
+    config, data=dataclasses.replace(config.data, horizontal_flip=True),
+    network=dataclasses.replace(config.network, augment_dim=20),
+    augmentation=AugmentationConfig(
+        mode="nla+score", nla_transforms=("edm-nla:.5",), loss_normalization="gain"))
 data = split_of(config.data).training
 problem = build_problem(config, (8, 8, 1))
 found = {}
@@ -156,12 +214,12 @@ for placement in ("replicated", "sharded", "streamed"):
         if indices is not None:
             images, labels = images[indices[0]], labels[indices[0]]
         key = jax.random.fold_in(jax.random.key(0), 40)
-        batch = _draw(config, problem, to_data_units(images), labels, key)
+        batch = draw_noisy_batch(problem, to_data_units(images), labels, key)
         batch = batch._replace(dropout_keys=jax.random.key_data(batch.dropout_keys))
         return jax.lax.with_sharding_constraint(batch, place.batch)
     examples, indices = feed.at(40)
     batch = draw(examples, indices)
-    assert len(batch.images.sharding.device_set) == jax.device_count()
+    assert len(batch.noisy.sharding.device_set) == jax.device_count()
     found[placement] = [
         hashlib.sha256(np.ascontiguousarray(host_value(leaf)).tobytes()).hexdigest()
         for leaf in batch]
@@ -169,20 +227,29 @@ for placement in ("replicated", "sharded", "streamed"):
 print(json.dumps(found))
 """
     found = []
-    for devices in (1, 4):
-        result = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=ROOT,
-            env=environment(devices, False),
-            capture_output=True,
-            text=True,
-        )
-        assert result.returncode == 0, result.stderr
-        digests = json.loads(result.stdout)
-        assert digests["replicated"] == digests["sharded"] == digests["streamed"]
-        found.append(digests["replicated"])
-    assert found[0] == found[1]
-    assert len(set(found[0])) == 5
+    coordinator = f"127.0.0.1:{free_port()}"
+    hosts = [[coordinator, str(n)] for n in range(processes)] if processes > 1 else [[]]
+    for number, arguments in ((1, [[]]), (devices, hosts)):
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-c", program, *others],
+                cwd=ROOT,
+                env=environment(number, False),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for others in arguments
+        ]
+        for process in running:
+            output, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+            digests = json.loads(output.splitlines()[-1])
+            assert digests["replicated"] == digests["sharded"] == digests["streamed"]
+            found.append(digests["replicated"])
+    assert len(found) == 1 + processes
+    assert all(digests == found[0] for digests in found)
+    assert len(set(found[0])) == 8
 
 
 def test_batches_that_devices_do_not_divide_are_refused():
@@ -232,6 +299,55 @@ assert array.addressable_shards[0].data.shape == (3, 3, 64, 32)
     )
     assert result.stdout.count("fsdp") == 1
     assert "'fsdp'" in result.stdout.split("'odd'")[0]
+
+
+@pytest.mark.parametrize(
+    ("variables", "find", "joins"),
+    [
+        ({}, False, False),
+        ({}, True, True),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "2"}, False, True),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False, False),
+        ({"SLURM_NTASKS": "4"}, False, False),  # a shell with an allocation
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, False, True),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, False, True),
+        ({"TPU_WORKER_HOSTNAMES": "a"}, False, False),
+    ],
+)
+def test_hosts_are_found_where_there_are_several(monkeypatch, variables, find, joins):
+    for name in ("SLURM_NTASKS", "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda: calls.append("joined"))
+    connect_hosts(find=find)
+    assert calls == ["joined"] * joins
+
+
+def test_hosts_that_cannot_be_found_are_one_line(monkeypatch):
+    def initialize():
+        raise ValueError("coordinator_address should be defined")
+
+    monkeypatch.setattr("jax.distributed.initialize", initialize)
+    with pytest.raises(InputError, match="--distributed: JAX finds no other hosts"):
+        connect_hosts(find=True)
+    with pytest.raises(InputError, match="--distributed finds the hosts by itself"):
+        connect_hosts("127.0.0.1:1", 2, 0, find=True)
+
+
+def test_the_flag_reaches_the_connection(monkeypatch, tmp_path):
+    found = []
+    monkeypatch.setattr(
+        "diffusion.training.mesh.connect_hosts",
+        lambda *given, find: found.append((given, find)),
+    )
+    monkeypatch.setattr("diffusion.training.train", lambda config, workdir: None)
+    for flag in ([], ["--distributed"]):
+        command = ["train", "digits", "--workdir", str(tmp_path), *flag]
+        monkeypatch.setattr(sys, "argv", command)
+        main()
+    assert found == [((None, None, None), False), ((None, None, None), True)]
 
 
 def test_options_of_several_hosts_go_together():

@@ -4,12 +4,13 @@ import dataclasses
 import json
 import struct
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import integrate
+from scipy import integrate, stats
 
 from configs import InputError
 from configs.digits import config as digits
@@ -19,8 +20,10 @@ from diffusion.networks.layers import dropout, split_key
 from diffusion.preconditioning import EDMPreconditioning
 from diffusion.training import load_denoiser, train
 from diffusion.training.building import build_problem
+from diffusion.training.evaluation import Evaluator
 from diffusion.training.feeding import Feed
 from diffusion.training.log import read_metrics
+from diffusion.training.loop import Run
 from diffusion.training.mesh import make_placement
 from diffusion.training.noise_suggestion import (
     _moments,
@@ -201,6 +204,77 @@ def test_too_many_such_steps_stop_the_run_at_its_last_checkpoint(
     found = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
     assert found == [0, 10]
     assert np.isfinite(jax.tree.leaves(load_denoiser(tmp_path).params)[0]).all()
+
+
+def test_a_skipped_step_moves_no_average_either(tiny_config):
+    """Bit for bit: the step is counted, and nothing else differs."""
+    config = dataclasses.replace(
+        tiny_config, ema=EMAConfig(half_life_images=50, ramp_fraction=None)
+    )
+    run = Run(config, Path("unused"))
+
+    def initial():
+        params = init_params(config, run.problem.network, jax.random.key(1))
+        return create_state(params, run.optimizer, 6, power_widths=(0.1, 0.2))
+
+    shardings = run.place.state_shardings(jax.eval_shape(initial))
+    step = build_step(config, run.problem, run.optimizer, run.place, shardings)
+    feed = Feed(config, run.split.training, EDMPreconditioning(0.5), run.place, 0)
+    state = initial()
+    for count in range(5):
+        state = step(state, *feed.at(count))
+    before = jax.tree.map(np.asarray, state)
+    average, last = (jax.tree.leaves(x) for x in (before.ema_params, before.params))
+    assert any((a != b).any() for a, b in zip(average, last, strict=True))
+    images, indices = feed.at(5)
+    images = images._replace(images=images.images.astype(jnp.float32) * jnp.nan)
+    after = jax.tree.map(np.asarray, step(state, images, indices))
+    assert (after.step, after.skipped.total, after.skipped.in_row) == (6, 1, 1)
+    unmoved = after._replace(step=before.step, skipped=before.skipped)
+    jax.tree.map(np.testing.assert_array_equal, unmoved, before)
+
+
+def held_out_row(config, **changes):
+    """The row of the untrained network, and the evaluator that gave it."""
+    run = Run(with_training(config, **changes), Path("unused"))
+    evaluator = Evaluator(
+        run.config, run.problem, EDMPreconditioning(0.5), run.split, run.place
+    )
+    return evaluator.row(run.initial_state()), evaluator
+
+
+def test_held_out_losses_cover_all_levels_and_do_not_depend_on_blocks(tiny_config):
+    """Small batches reach the outer bins too, and images keep noise and level."""
+    images = 300
+    rows, evaluators = zip(
+        *(
+            held_out_row(tiny_config, evaluation_images=images, **changes)
+            for changes in (
+                {"batch_size": 8},
+                {"batch_size": 300},
+                {"batch_size": 24, "accumulation": 3},
+            )
+        ),
+        strict=True,
+    )
+    law = tiny_config.noise
+    quantiles = stats.norm.ppf((np.arange(images) + 0.5) / images)
+    sigma = np.exp(law.p_mean + law.p_std * quantiles)
+    edges = tiny_config.training.sigma_bin_edges
+    wanted = np.bincount(np.searchsorted(edges, sigma, side="right"), minlength=6)
+    for name in ("ema_loss_training_per_bin", "ema_loss_held_out_per_bin"):
+        filled = [value is not None for value in rows[0][name]]
+        assert filled == (wanted > 0).tolist()
+        assert sum(filled) >= 5
+        for other in rows[1:]:
+            assert other[name] == pytest.approx(rows[0][name], rel=1e-4)
+    # Blocks are the parts of a batch, on the devices alike; both sides get one noise.
+    blocks = evaluators[2]._blocks
+    for (one, fixed), (two, also_fixed) in zip(*blocks.values(), strict=True):
+        assert one.images.shape[0] == two.images.shape[0] == 8
+        assert one.images.sharding == fixed.number.sharding
+        jax.tree.map(np.testing.assert_array_equal, fixed, also_fixed)
+    assert one.images.sharding.spec == make_placement(1, 8).batch.spec
 
 
 def test_widths_and_exponents_are_the_published_pairs():
