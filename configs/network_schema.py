@@ -127,6 +127,11 @@ class MLPConfig:
     """Hidden units per layer; even."""
     num_layers: int = 4
     """Hidden layers."""
+    adaptive_scale: bool = False
+    """Normalise what enters a layer, and let the noise level scale and shift its
+    features instead of only shifting them."""
+    augment_dim: int = 0
+    """Length of the augmentation condition; 0 for none."""
     dtype: str = "float32"
     """Type of the network's arithmetic: float32 or bfloat16."""
 
@@ -139,6 +144,7 @@ class MLPConfig:
             "even and at least 4",
         )
         require(self.num_layers > 0, "network.num_layers", self.num_layers, "> 0")
+        require(self.augment_dim >= 0, "network.augment_dim", self.augment_dim, ">= 0")
         require_choice("network.dtype", self.dtype, DTYPES)
 
 
