@@ -4,6 +4,8 @@
 grey levels, scaled to uint8 (Alpaydin & Kaynak 1998, UCI Machine Learning Repository).
 ``mixture2d``: points of three equal Gaussians of standard deviation .25 with means on a
 circle of radius 1.5, whose score is known in closed form.
+``glyphs``: 2,176 drawn grey images of 12x12 pixels, slanted upright letters F, P and L
+and the figure 7 (`diffusion.data.glyphs`), which show when a model turns images.
 """
 
 import functools
@@ -15,12 +17,14 @@ import numpy as np
 
 from configs.errors import InputError, choice_error
 from diffusion.data.batches import to_data_units
+from diffusion.data.glyphs import GLYPHS, draw_glyphs
 
 __all__ = ["BUILTIN", "Dataset", "Split", "load_builtin", "split_dataset", "split_rows"]
 
 _MIXTURE_POINTS = 10_000
 _MIXTURE_STD = 0.25
 _MIXTURE_RADIUS = 1.5
+_NUM_GLYPHS = 2_176
 
 
 class Dataset(NamedTuple):
@@ -56,10 +60,11 @@ def load_builtin(name: str) -> Dataset:
     """Return a built-in data set, in a fixed order.
 
     Args:
-        name: ``"digits"`` or ``"mixture2d"``.
+        name: ``"digits"``, ``"glyphs"`` or ``"mixture2d"``.
 
     Returns:
-        Images (1797, 8, 8, 1) uint8, or points (10000, 2) float32, with their classes.
+        Images (1797, 8, 8, 1) or (2176, 12, 12, 1) uint8, or points (10000, 2) float32,
+        with their classes.
 
     Raises:
         InputError: If there is no data set of that name.
@@ -166,4 +171,11 @@ def _mixture2d() -> Dataset:
     return Dataset(points.astype(np.float32), labels)
 
 
-BUILTIN = {"digits": _digits, "mixture2d": _mixture2d}
+@functools.cache
+def _glyphs() -> Dataset:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, len(GLYPHS), _NUM_GLYPHS)
+    return Dataset(draw_glyphs(rng, labels), labels)
+
+
+BUILTIN = {"digits": _digits, "glyphs": _glyphs, "mixture2d": _mixture2d}
