@@ -46,8 +46,8 @@ class ChannelPermutation:
                 f"ChannelPermutation needs two channels or more; the images have "
                 f"{shape[-1]}"
             )
-        order = jax.random.permutation(key, shape[-1])
-        return MixParams(order, jax.nn.one_hot(order, shape[-1]))
+        order = jax.random.permutation(key, shape[-1]).astype(jnp.int32)
+        return MixParams(order, jax.nn.one_hot(order, shape[-1], dtype=jnp.float32))
 
     def pixel_map(self, params: MixParams, shape: tuple[int, ...]) -> PixelMap:
         """Return the permutation as a channel matrix."""
@@ -63,7 +63,9 @@ class ChannelPermutation:
 
     def encode(self, params: MixParams) -> Array:
         """Return the matrix less the identity, flattened."""
-        return (params.mix - jnp.eye(params.mix.shape[0])).reshape(-1)
+        return (params.mix - jnp.eye(params.mix.shape[0], dtype=jnp.float32)).reshape(
+            -1
+        )
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,14 @@ class HueRotation:
     def sample(self, key: Array, shape: tuple[int, ...]) -> MixParams:
         """Draw an angle."""
         _require_colour(shape, self)
-        angle = jax.random.uniform(key, minval=-math.pi, maxval=math.pi)
-        grey = jnp.full(3, 1 / math.sqrt(3))
-        cross = jnp.cross(grey, jnp.eye(3)).T  # cross v = grey x v
+        angle = jax.random.uniform(
+            key, dtype=jnp.float32, minval=-math.pi, maxval=math.pi
+        )
+        grey = jnp.full(3, 1 / math.sqrt(3), jnp.float32)
+        cross = jnp.cross(grey, jnp.eye(3, dtype=jnp.float32)).T  # cross v = grey x v
         # Rodrigues' formula.
         mix = (
-            jnp.cos(angle) * jnp.eye(3)
+            jnp.cos(angle) * jnp.eye(3, dtype=jnp.float32)
             + jnp.sin(angle) * cross
             + (1 - jnp.cos(angle)) * jnp.outer(grey, grey)
         )
@@ -139,10 +143,12 @@ class Saturation:
     def sample(self, key: Array, shape: tuple[int, ...]) -> MixParams:
         """Draw a factor."""
         _require_colour(shape, self)
-        exponent = jax.random.uniform(key, minval=-1.0, maxval=1.0)
+        exponent = jax.random.uniform(key, dtype=jnp.float32, minval=-1.0, maxval=1.0)
         factor = jnp.exp(exponent * math.log(self.max_factor))
-        grey = jnp.full((3, 3), 1 / 3)
-        return MixParams(exponent, grey + factor * (jnp.eye(3) - grey))
+        grey = jnp.full((3, 3), 1 / 3, jnp.float32)
+        return MixParams(
+            exponent, grey + factor * (jnp.eye(3, dtype=jnp.float32) - grey)
+        )
 
     def pixel_map(self, params: MixParams, shape: tuple[int, ...]) -> PixelMap:
         """Return the channel matrix."""
@@ -196,7 +202,7 @@ class Gamma:
     def sample(self, key: Array, shape: tuple[int, ...]) -> CurveParams:
         """Draw an exponent."""
         require_image(shape, self)
-        position = jax.random.uniform(key, minval=-1.0, maxval=1.0)
+        position = jax.random.uniform(key, dtype=jnp.float32, minval=-1.0, maxval=1.0)
         return CurveParams(jnp.exp(position * math.log(self.max_exponent)), position)
 
     def apply(self, params: CurveParams, x: Array) -> Array:
@@ -240,7 +246,7 @@ class Solarise:
     def sample(self, key: Array, shape: tuple[int, ...]) -> CurveParams:
         """Draw a threshold."""
         require_image(shape, self)
-        position = jax.random.uniform(key)
+        position = jax.random.uniform(key, dtype=jnp.float32)
         return CurveParams(1 - position * (1 - self.min_threshold), position)
 
     def apply(self, params: CurveParams, x: Array) -> Array:

@@ -98,7 +98,7 @@ class OneOf:
         """Draw a transform, and parameters for all of them."""
         keys = jax.random.split(key, len(self.transforms) + 1)
         weights = self.weights or (1.0,) * len(self.transforms)
-        share = jnp.asarray(weights) / sum(weights)
+        share = jnp.asarray(weights, jnp.float32) / sum(weights)
         index = jax.random.choice(keys[0], len(weights), p=share).astype(jnp.int32)
         pairs = zip(self.transforms, keys[1:], strict=True)
         return OneOfParams(index, tuple(t.sample(k, shape) for t, k in pairs))
@@ -288,7 +288,7 @@ class Maybe:
     def sample(self, key: Array, shape: tuple[int, ...]) -> MaybeParams:
         """Draw whether, and the parameters."""
         active_key, member_key = jax.random.split(key)
-        active = jax.random.bernoulli(active_key, self.probability)
+        active = jax.random.bernoulli(active_key, jnp.float32(self.probability))
         return MaybeParams(active, self.transform.sample(member_key, shape))
 
     def apply(self, params: MaybeParams, x: Array) -> Array:

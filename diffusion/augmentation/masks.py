@@ -70,9 +70,10 @@ class Cutout:
                 f"Cutout({self.min_fraction:g}, {self.max_fraction:g}) cuts less than "
                 f"one pixel of images of {sides[0]}x{sides[1]}; raise max_fraction"
             )
-        bounds = jnp.asarray(smallest), jnp.asarray(largest) + 1
-        size = jax.random.randint(size_key, (2,), *bounds)
-        corner = jax.random.randint(corner_key, (2,), 0, jnp.asarray(sides) - size + 1)
+        bounds = jnp.asarray(smallest, jnp.int32), jnp.asarray(largest, jnp.int32) + 1
+        size = jax.random.randint(size_key, (2,), *bounds, jnp.int32)
+        room = jnp.asarray(sides, jnp.int32) - size + 1
+        corner = jax.random.randint(corner_key, (2,), 0, room, jnp.int32)
         return CutoutParams(corner, size, size / jnp.asarray(sides, jnp.float32))
 
     def pixel_map(self, params: CutoutParams, shape: tuple[int, ...]) -> PixelMap:
@@ -141,9 +142,11 @@ class PatchMask:
                 f"the images have {shape[0]}x{shape[1]} pixels"
             )
         level_key, patch_key = jax.random.split(key)
-        share = jax.random.uniform(level_key, maxval=self.max_fraction)
+        share = jax.random.uniform(
+            level_key, dtype=jnp.float32, maxval=self.max_fraction
+        )
         grid = (shape[0] // self.patch_size, shape[1] // self.patch_size)
-        return PatchMaskParams(jax.random.uniform(patch_key, grid) < share)
+        return PatchMaskParams(jax.random.uniform(patch_key, grid, jnp.float32) < share)
 
     def pixel_map(self, params: PatchMaskParams, shape: tuple[int, ...]) -> PixelMap:
         """Return the mask."""

@@ -32,7 +32,12 @@ from numpy.typing import NDArray
 
 from configs.errors import require
 from diffusion.augmentation.transforms import linear_adjoint, require_image
-from diffusion.augmentation.warps import rotation, sample_bilinear, sources
+from diffusion.augmentation.warps import (
+    rotation,
+    sample_bilinear,
+    sources,
+    widened,
+)
 
 __all__ = ["EDMPipe"]
 
@@ -100,12 +105,12 @@ class EDMPipe:
         """Draw the operations."""
         require_image(shape, self)
         keys = jax.random.split(key, 7)
-        drawn = jax.random.bernoulli(keys[0], self.probability, (5,))
-        coins = jax.random.bernoulli(keys[1], 0.5, (3,))
-        normal = jax.random.normal(keys[2], (4,))
+        drawn = jax.random.bernoulli(keys[0], jnp.float32(self.probability), (5,))
+        coins = jax.random.bernoulli(keys[1], jnp.float32(0.5), (3,))
+        normal = jax.random.normal(keys[2], (4,), jnp.float32)
         pi = math.pi
-        angle = jax.random.uniform(keys[3], minval=-pi, maxval=pi)
-        axis = jax.random.uniform(keys[4], minval=-pi, maxval=pi)
+        angle = jax.random.uniform(keys[3], dtype=jnp.float32, minval=-pi, maxval=pi)
+        axis = jax.random.uniform(keys[4], dtype=jnp.float32, minval=-pi, maxval=pi)
         axis = jnp.where(coins[2], axis, 0.0)
         direction = jnp.stack([jnp.cos(axis), jnp.sin(axis)])
         return EDMPipeParams(
@@ -120,7 +125,7 @@ class EDMPipe:
         """Return the mirrored and warped image."""
         x = jnp.where(params.mirrored[0], x[:, ::-1], x)
         x = jnp.where(params.mirrored[1], x[::-1], x)
-        warped = _warp(x, *_inverse(params, x.shape))
+        warped = _warp(x, *_inverse(widened(params, x.dtype), x.shape))
         return jnp.where(_is_warped(params), warped, x)
 
     def adjoint(self, params: EDMPipeParams, x: Array) -> Array:
@@ -158,7 +163,7 @@ def _inverse(params: EDMPipeParams, shape: tuple[int, ...]) -> tuple[Array, Arra
     unstretch = _product(_product(rotation(axis), jnp.diag(factors)), turned_back)
     scale = jnp.exp2(-_SCALE_STD * params.scale)
     inverse = scale * _product(rotation(-params.angle), unstretch)
-    sides = jnp.asarray(shape[:2], jnp.float32)
+    sides = jnp.asarray(shape[:2], params.shift.dtype)
     return inverse, params.shift[::-1] * _SHIFT_STD * sides
 
 
@@ -178,12 +183,11 @@ def _warp(x: Array, inverse: Array, shift: Array) -> Array:
         precision="highest",
     )
     down, right = _fine_positions(height), _fine_positions(width)
-    points = jnp.stack(jnp.meshgrid(down, right, indexing="ij"), axis=-1)
-    found = sources(inverse, shift, points)
+    found = sources(inverse, shift, down, right)
     # From pixels about the centre to indices of the upsampled, extended image.
-    centre = jnp.asarray([(height - 1) / 2, (width - 1) / 2])
-    margin = jnp.asarray([height - 1, width - 1])
-    sampled = sample_bilinear(fine, 2 * (found + centre + margin) + _CENTRE)
+    margin = 1.5 * (np.asarray([height, width]) - 1)
+    indices = 2 * (found + margin.astype(found.dtype)) + _CENTRE
+    sampled = sample_bilinear(fine, indices)
     return jnp.einsum(
         "ia,abc,jb->ijc",
         jnp.asarray(_downsampling(height), x.dtype),
@@ -193,9 +197,9 @@ def _warp(x: Array, inverse: Array, shift: Array) -> Array:
     )
 
 
-def _fine_positions(side: int) -> Array:
+def _fine_positions(side: int) -> NDArray[np.float64]:
     """Return the fine grid's positions in pixels from the centre of an image."""
-    return (jnp.arange(2 * side + _TAPS - 2) - _CENTRE) / 2 - (side - 1) / 2
+    return (np.arange(2 * side + _TAPS - 2) - _CENTRE) / 2 - (side - 1) / 2
 
 
 @functools.cache

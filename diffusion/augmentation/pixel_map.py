@@ -88,7 +88,7 @@ def is_identity(pixel_map: PixelMap, shape: tuple[int, ...]) -> Array:
     same = jnp.all(pixel_map.source == plain.source) & jnp.all(pixel_map.weight == 1)
     if pixel_map.mix is None:
         return same
-    return same & jnp.all(pixel_map.mix == jnp.eye(shape[-1]))
+    return same & jnp.all(pixel_map.mix == jnp.eye(shape[-1], dtype=jnp.float32))
 
 
 def gain_of(pixel_map: PixelMap) -> Array:

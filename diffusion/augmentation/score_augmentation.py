@@ -190,7 +190,7 @@ class ScoreAugmentation:
             if self._score is not None:
                 score = self._draw_stage(self._score, score_key, shape, images_seen)
             if nla is not None and score is not None and self.combination == "either":
-                coin = jax.random.bernoulli(coin_key)
+                coin = jax.random.bernoulli(coin_key, jnp.float32(0.5))
                 nla = nla._replace(active=nla.active & coin)
                 score = score._replace(active=score.active & ~coin)
             return Draw(nla, score)
@@ -321,7 +321,7 @@ class ScoreAugmentation:
             first, last = self.identity_anneal_images
             progress = (jnp.float32(images_seen) - first) / (last - first)
             share = share + (1 - share) * jnp.clip(progress, 0, 1)
-        active = jax.random.uniform(identity_key) >= share
+        active = jax.random.uniform(identity_key, dtype=jnp.float32) >= share
         return StageDraw(active, transform.sample(params_key, shape))
 
     def _identity_share(self, transform: Transform) -> float:
@@ -333,7 +333,7 @@ class ScoreAugmentation:
 
     def _of_score(self, draw: Draw, shape: tuple[int, ...], measure: Any) -> Array:
         if self._score is None or draw.score is None:
-            return jnp.ones(())
+            return jnp.ones((), jnp.float32)
         return _measured(self._score, draw.score, shape, measure)
 
     def _of_any(self, draw: Draw, shape: tuple[int, ...], measure: Any) -> Array:

@@ -36,9 +36,9 @@ def _draw_shift(
             f"{name}({fraction:g}) moves images of {shape[0]}x{shape[1]} pixels by "
             f"less than one; give at least {1 / max(shape[:2]):.2g}"
         )
-    bound = jnp.asarray(longest)
-    pixels = jax.random.randint(key, (2,), -bound, bound + 1)
-    return ShiftParams(pixels, pixels / jnp.maximum(bound, 1))
+    bound = jnp.asarray(longest, jnp.int32)
+    pixels = jax.random.randint(key, (2,), -bound, bound + 1, jnp.int32)
+    return ShiftParams(pixels, pixels.astype(jnp.float32) / jnp.maximum(bound, 1))
 
 
 @dataclass(frozen=True)

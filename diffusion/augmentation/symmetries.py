@@ -40,7 +40,9 @@ class Rot90:
     def sample(self, key: Array, shape: tuple[int, ...]) -> DihedralParams:
         """Draw 1, 2 or 3 quarter turns."""
         _require_square(shape, self)
-        return DihedralParams(jax.random.randint(key, (), 1, 4), jnp.zeros((), bool))
+        return DihedralParams(
+            jax.random.randint(key, (), 1, 4, jnp.int32), jnp.zeros((), bool)
+        )
 
     def pixel_map(self, params: DihedralParams, shape: tuple[int, ...]) -> PixelMap:
         """Return the turn."""
@@ -56,7 +58,7 @@ class Rot90:
 
     def encode(self, params: DihedralParams) -> Array:
         """Return which of 1, 2, 3 quarter turns it was, one-hot."""
-        return jax.nn.one_hot(params.turns - 1, 3)
+        return jax.nn.one_hot(params.turns - 1, 3, dtype=jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class D4:
     def sample(self, key: Array, shape: tuple[int, ...]) -> DihedralParams:
         """Draw one of the eight."""
         _require_square(shape, self)
-        element = jax.random.randint(key, (), 0, 8)
+        element = jax.random.randint(key, (), 0, 8, jnp.int32)
         return DihedralParams(element % 4, element >= 4)
 
     def pixel_map(self, params: DihedralParams, shape: tuple[int, ...]) -> PixelMap:
@@ -131,18 +133,18 @@ class D4:
     def encode(self, params: DihedralParams) -> Array:
         """Return which of the seven that are not the identity it was, one-hot."""
         element = params.turns + 4 * params.mirrored.astype(jnp.int32)
-        return jax.nn.one_hot(element - 1, 7)
+        return jax.nn.one_hot(element - 1, 7, dtype=jnp.float32)
 
 
 def _dihedral_map(params: DihedralParams, shape: tuple[int, ...]) -> PixelMap:
     """Return rot90(mirrored x, turns): out[i, j] = x[r, c], both affine in i and j."""
     side = shape[0]
-    i, j = jnp.meshgrid(jnp.arange(side), jnp.arange(side), indexing="ij")
+    i, j = jnp.indices((side, side), jnp.int32)
     last = side - 1
     rows = jax.lax.select_n(params.turns, i, j, last - i, last - j)
     columns = jax.lax.select_n(params.turns, j, last - i, last - j, i)
     columns = jnp.where(params.mirrored, last - columns, columns)
-    source = (rows * side + columns).astype(jnp.int32)
+    source = rows * side + columns
     return PixelMap(source, jnp.ones((side, side), jnp.float32))
 
 

@@ -131,7 +131,7 @@ class Identity:
 
     def encode(self, params: tuple[()]) -> Array:
         """Return the empty condition, (0,)."""
-        return jnp.zeros(0)
+        return jnp.zeros(0, jnp.float32)
 
 
 class BrightnessParams(NamedTuple):
@@ -166,7 +166,7 @@ class Brightness:
     def sample(self, key: Array, shape: tuple[int, ...]) -> BrightnessParams:
         """Draw a gain."""
         require_image(shape, self)
-        exponent = jax.random.uniform(key, minval=-1.0, maxval=1.0)
+        exponent = jax.random.uniform(key, dtype=jnp.float32, minval=-1.0, maxval=1.0)
         return BrightnessParams(jnp.exp(exponent * math.log(self.max_gain)), exponent)
 
     def pixel_map(self, params: BrightnessParams, shape: tuple[int, ...]) -> PixelMap:
@@ -193,7 +193,7 @@ def active_or_zero(active: Array, values: Array) -> Array:
     The 1 keeps maps that are nearly the identity, such as a gain of 1.0001, apart from
     it.
     """
-    row = jnp.concatenate([jnp.ones(1), values.astype(jnp.float32)])
+    row = jnp.concatenate([jnp.ones(1, jnp.float32), values.astype(jnp.float32)])
     return jnp.where(active, row, 0.0)
 
 

@@ -7,11 +7,14 @@ Linear in x, but not orthogonal: T n is correlated and weaker than white noise.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
+from numpy.typing import NDArray
 
 from configs.errors import require
 from diffusion.augmentation.transforms import (
@@ -20,7 +23,9 @@ from diffusion.augmentation.transforms import (
     require_image,
 )
 
-__all__ = ["Affine", "AffineParams", "rotation", "sample_bilinear", "sources"]
+__all__ = ["Affine", "rotation", "sample_bilinear", "sources", "widened"]
+
+T = TypeVar("T")
 
 
 class AffineParams(NamedTuple):
@@ -70,7 +75,7 @@ class Affine:
     def sample(self, key: Array, shape: tuple[int, ...]) -> AffineParams:
         """Draw scale, angle and shift."""
         require_image(shape, self)
-        share = jax.random.uniform(key, (4,), minval=-1.0, maxval=1.0)
+        share = jax.random.uniform(key, (4,), jnp.float32, minval=-1.0, maxval=1.0)
         sides = jnp.asarray(shape[:2], jnp.float32)
         return AffineParams(
             share[0] * math.log(self.max_scale),
@@ -81,11 +86,12 @@ class Affine:
 
     def apply(self, params: AffineParams, x: Array) -> Array:
         """Return the warped image."""
+        params = widened(params, x.dtype)
         inverse = rotation(-params.angle) * jnp.exp(-params.log_scale)
-        points = pixel_centres(x.shape[0], x.shape[1])
-        found = sources(inverse, params.shift, points)
-        centre = jnp.asarray([(x.shape[0] - 1) / 2, (x.shape[1] - 1) / 2])
-        return sample_bilinear(x, found + centre)
+        centre = (np.asarray(x.shape[:2]) - 1) / 2
+        down, right = (np.arange(side) - (side - 1) / 2 for side in x.shape[:2])
+        found = sources(inverse, params.shift, down, right)
+        return sample_bilinear(x, found + centre.astype(found.dtype))
 
     def adjoint(self, params: AffineParams, x: Array) -> Array:
         """Return the adjoint, which spreads each value over four pixels."""
@@ -102,16 +108,33 @@ def rotation(angle: Array) -> Array:
     return jnp.stack([jnp.stack([cos, -sin]), jnp.stack([sin, cos])])
 
 
-def pixel_centres(height: int, width: int) -> Array:
-    """Return the pixels' positions (down, right) from the centre, (H, W, 2)."""
-    down = jnp.arange(height) - (height - 1) / 2
-    right = jnp.arange(width) - (width - 1) / 2
-    return jnp.stack(jnp.meshgrid(down, right, indexing="ij"), axis=-1)
+def sources(
+    inverse: Array, shift: Array, down: NDArray[Any], right: NDArray[Any]
+) -> Array:
+    """Return A^-1 (p - shift) for the points p of a grid, where the shift follows A.
+
+    Args:
+        inverse: A^-1 on (down, right), (2, 2).
+        shift: (2,) down and right.
+        down: (n,) rows of the grid, from the image's centre.
+        right: (m,) its columns.
+
+    Returns:
+        (n, m, 2), in the dtype of `inverse`.
+    """
+    grid = np.stack(np.meshgrid(down, right, indexing="ij"), axis=-1)
+    points = jnp.asarray(grid, inverse.dtype) - shift
+    return jnp.einsum("...j,ij->...i", points, inverse, precision="highest")
 
 
-def sources(inverse: Array, shift: Array, points: Array) -> Array:
-    """Return A^-1 (p - shift) for points (..., 2), where A is followed by the shift."""
-    return jnp.einsum("...j,ij->...i", points - shift, inverse, precision="highest")
+def widened(params: T, dtype: DTypeLike) -> T:
+    """Return parameters with their real numbers in `dtype`, or float32 if wider."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+
+    def one(leaf: Array) -> Array:
+        return leaf.astype(wide) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(one, params)
 
 
 def sample_bilinear(x: Array, positions: Array) -> Array:
