@@ -3,13 +3,16 @@
     python -m benchmarks.feeding --data PATH
 
 PATH holds ``cifar10-jpeg-train.zip`` in EDM's layout.  Measured are the preparation of
-that archive; the training loop's own feed with a step that does no more than gather,
-flip and normalise; the same with everything random that a step draws; and the share of
-a real training step that goes by waiting for input.
+that archive; the pure input rate, which is the training loop's own feed with a step
+that does no more than gather, normalise and flip; the whole training loop (noise
+levels, noise, loss, gradient, Adam, averages, log, checkpoints) around a network that
+costs nothing, and the parts of such a step; and the share of a real training step that
+goes by waiting for input.
 """
 
 import argparse
 import dataclasses
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -19,12 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.measure import seconds_of
 from benchmarks.results_file import write_result
 from configs.cifar10 import config as cifar10
 from configs.mixture2d import config as toy
 from configs.network_schema import SongUNetConfig
 from configs.preparation_schema import PreparationConfig
-from configs.schema import ExperimentConfig
+from configs.schema import AugmentationConfig, ExperimentConfig
 from diffusion.data import open_packed, to_data_units
 from diffusion.data.prepare import prepare_data
 from diffusion.host_memory import keep_freed_memory
@@ -33,17 +37,27 @@ from diffusion.training import train
 from diffusion.training.building import build_problem
 from diffusion.training.feeding import Feed
 from diffusion.training.log import read_metrics
+from diffusion.training.loop import Run
 from diffusion.training.mesh import make_placement
+from diffusion.training.noisy_batch import draw_noisy_batch
 from diffusion.training.state import create_state, init_params
-from diffusion.training.step import _draw, _flip_half, build_optimizer, build_step
+from diffusion.training.step import build_optimizer, build_step
 
 ARCHIVE = "cifar10-jpeg-train.zip"
 
 
-def config_of(placement: str, unit: int = 1) -> ExperimentConfig:
+def config_of(
+    placement: str, unit: int = 1, data_dir: str = "data"
+) -> ExperimentConfig:
+    """CIFAR-10 with mirrored images and no other augmentation."""
+    data = dataclasses.replace(
+        cifar10.data, placement=placement, data_dir=data_dir, horizontal_flip=True
+    )
     return dataclasses.replace(
         cifar10,
-        data=dataclasses.replace(cifar10.data, placement=placement),
+        data=data,
+        augmentation=AugmentationConfig(),
+        network=dataclasses.replace(cifar10.network, augment_dim=0),
         training=dataclasses.replace(
             cifar10.training,
             steps_per_dispatch=unit,
@@ -54,10 +68,9 @@ def config_of(placement: str, unit: int = 1) -> ExperimentConfig:
     )
 
 
-def no_op_rate(data: Any, placement: str, *, random: bool, seconds: float) -> float:
+def input_rate(data: Any, placement: str, seconds: float) -> float:
     """Return images per second of the feed with a step that learns nothing."""
     config = config_of(placement)
-    problem = build_problem(config, (32, 32, 3))
     size = config.training.batch_size
     place = make_placement(1, size)
     feed = Feed(config, data, EDMPreconditioning(0.5), place, 0)
@@ -69,12 +82,8 @@ def no_op_rate(data: Any, placement: str, *, random: bool, seconds: float) -> fl
             images, labels = images[indices[0]], labels[indices[0]]
         images = to_data_units(images)
         key = jax.random.fold_in(jax.random.key(0), count)
-        if random:
-            batch = _draw(config, problem, images, labels, key)
-            values = batch.images + batch.sigma[:, None, None, None] * batch.noise
-        else:
-            values = _flip_half(images, key)
-        # The network that does nothing: one pass over its input.
+        mirrored = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
+        values = jnp.where(mirrored, images[:, :, ::-1], images)
         return total + values.mean(), count + 1
 
     total, count = jnp.float32(0), jnp.int32(0)
@@ -91,6 +100,71 @@ def no_op_rate(data: Any, placement: str, *, random: bool, seconds: float) -> fl
     rate = (steps - first) * size / (time.perf_counter() - started)
     feed.close()
     return rate
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOpNetwork:
+    """A network that costs nothing: its input times one number, which is learned."""
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        """Return the number."""
+        return {"factor": jnp.zeros(())}
+
+    def apply(
+        self, params: dict[str, Any], x: jax.Array, c_noise: jax.Array, **unused: Any
+    ) -> jax.Array:
+        """Return factor * x."""
+        return params["factor"] * x
+
+
+def loop_rate(folder: str, placement: str, steps: int, unit: int = 1) -> float:
+    """Return images per second of `train` itself around the no-op network."""
+    config = config_of(placement, unit, data_dir=folder)
+    every = steps // 5
+    training = dataclasses.replace(
+        config.training,
+        num_steps=steps,
+        log_every_steps=every,
+        checkpoint_every_steps=steps,
+        evaluation_images=512,
+    )
+    config = dataclasses.replace(config, training=training)
+    with tempfile.TemporaryDirectory() as workdir:
+        run = Run(config, Path(workdir))
+        network: Any = NoOpNetwork()
+        run.problem = run.problem._replace(network=network)
+        run.execute(lambda: False)
+        rows = read_metrics(workdir)
+    # The first row's time holds the compilation.
+    return statistics.median(row["images_per_second"] for row in rows[1:])
+
+
+def parts_of_a_step(data: Any) -> dict[str, float]:
+    """Return the seconds that parts of a step take on their own, without a network."""
+    config = config_of("replicated")
+    problem = build_problem(config, (32, 32, 3))
+    size = config.training.batch_size
+    pixels, labels = jnp.asarray(data.images), jnp.zeros(size, jnp.int32)
+    chosen = jnp.asarray(np.random.default_rng(0).permutation(len(pixels))[:size])
+    key = jax.random.key(0)
+    images = to_data_units(pixels[:size])
+    gather = jax.jit(lambda pixels, chosen: to_data_units(pixels[chosen]))
+    normal = jax.jit(lambda key: jax.random.normal(key, images.shape))
+    bits = jax.jit(lambda key: jax.random.bits(key, images.shape))
+    levels = jax.jit(lambda key: problem.noise.sample(key, (size,)))
+    draw = jax.jit(
+        lambda images, labels, key: draw_noisy_batch(problem, images, labels, key)
+    )
+    return seconds_of(
+        {
+            "gather_and_normalise": lambda: gather(pixels, chosen),
+            "random_bits_of_noise": lambda: bits(key),
+            "noise": lambda: normal(key),
+            "noise_levels": lambda: levels(key),
+            "flip_levels_noise_and_keys": lambda: draw(images, labels, key),
+        },
+        repeats=20,
+    )
 
 
 def lost_to_input(data: Any) -> dict[str, float]:
@@ -153,7 +227,10 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    archive = parser.parse_args().data / ARCHIVE
+    parser.add_argument("--steps", type=int, default=1_000, help="of the no-op loop")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of the input alone")
+    options = parser.parse_args()
+    archive, seconds = options.data / ARCHIVE, options.seconds
     keep_freed_memory()
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -168,10 +245,16 @@ def main() -> None:
         figures["open_and_verify_seconds"] = time.perf_counter() - started
         assert len(data.images) == 50_000
         for placement in ("replicated", "streamed"):
-            for random in (False, True):
-                name = f"images_per_second_{placement}"
-                name += "_with_noise" if random else ""
-                figures[name] = no_op_rate(data, placement, random=random, seconds=6.0)
+            figures[f"input_alone_images_per_second_{placement}"] = input_rate(
+                data, placement, seconds
+            )
+            figures[f"training_loop_images_per_second_{placement}"] = loop_rate(
+                folder, placement, options.steps
+            )
+        figures["training_loop_images_per_second_replicated_ten_steps_at_once"] = (
+            loop_rate(folder, "replicated", options.steps, unit=10)
+        )
+        figures["seconds_of_parts_of_a_step"] = parts_of_a_step(data)
         figures["real_step"] = lost_to_input(data)
     figures["mixture2d_steps_per_second_by_steps_per_dispatch"] = dispatch_rates()
     figures = jax.tree.map(lambda x: float(np.float32(x)), figures)

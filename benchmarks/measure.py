@@ -45,9 +45,9 @@ def scratch_mib(call: Callable[[], Any]) -> float:
     return (_status("VmHWM") - before) / 1024
 
 
-def matmul_gflops(size: int = 4096) -> float:
-    """Return the speed of a large float32 matrix product, GFLOP/s."""
-    a = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), jnp.float32)
+def matmul_gflops(size: int = 4096, dtype: str = "float32") -> float:
+    """Return the speed of a large matrix product of this type, GFLOP/s."""
+    a = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), dtype)
     multiply = jax.jit(lambda x, y: jnp.matmul(x, y, precision="highest"))
     return 2 * size**3 / seconds_of({"": lambda: multiply(a, a)})[""] / 1e9
 

@@ -2,11 +2,12 @@
 
     python -m benchmarks.reliability [--rounds 100]
 
-Each SIGKILL round starts or resumes a run and kills it: at a random moment, or, every
-second time, while a checkpoint is being written (its temporary directory exists).
-When a run comes to its end, its final state is compared bit for bit with one that
-nothing has happened to, and the next begins.  Then damage to files, a full disk,
-signals.
+Each SIGKILL round starts or resumes a run and kills it: at a random moment after it has
+made progress, every second time while a checkpoint is being written (its temporary
+directory exists), and every fifth time before the first progress of its own.  After ten
+kills a run is left in peace; its final state is compared bit for bit with one that
+nothing has happened to, and the next begins.  Then damage to files, a disk that is full
+at once or after the first half of a run, signals.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from diffusion.training import train
 from tests.diffusion.runs import FAULTS, resumed_at, start, steps_of, unfinished
 
 STEPS = 3_000
+KILLS_PER_RUN = 10
 
 
 def run_config() -> ExperimentConfig:
@@ -45,6 +47,11 @@ def run_config() -> ExperimentConfig:
     return dataclasses.replace(toy, network=network, training=training)
 
 
+def shortened(config: ExperimentConfig, steps: int) -> ExperimentConfig:
+    training = dataclasses.replace(config.training, num_steps=steps)
+    return dataclasses.replace(config, training=training)
+
+
 def digests(workdir: Path) -> dict[str, str]:
     """The digests of every leaf of the final state."""
     place = workdir / "checkpoints" / str(STEPS)
@@ -61,19 +68,33 @@ class Round:
 
 
 def kill_once(
-    config: ExperimentConfig, workdir: Path, rng: random.Random, within_write: bool
+    config: ExperimentConfig, workdir: Path, rng: random.Random, moment: str
 ) -> Round:
-    """Start or resume, kill, and say what was killed."""
+    """Start or resume, kill, and say what was killed.
+
+    Args:
+        config: What is trained.
+        workdir: Where.
+        rng: Chooses the moment.
+        moment: "write", "random", both after progress, or "early", before it.
+    """
     newest = max(steps_of(workdir), default=0)
     process = start(config, workdir)
-    # Not before this process has made progress of its own, or nothing is tried.
-    while process.poll() is None and max(steps_of(workdir), default=0) <= newest:
-        time.sleep(0.001)
-    until = time.monotonic() + rng.uniform(0.0, 1.5)
+
+    def progressed() -> bool:
+        return max(steps_of(workdir), default=0) > newest
+
+    if moment != "early":
+        while process.poll() is None and not progressed():
+            time.sleep(0.001)
+    # A start takes some seconds: imports, data, compilation.
+    until = time.monotonic() + rng.uniform(0.0, 6.0 if moment == "early" else 1.5)
     while process.poll() is None:
-        if within_write and unfinished(workdir):
+        if moment == "write" and unfinished(workdir):
             break
-        if not within_write and time.monotonic() >= until:
+        if moment != "write" and time.monotonic() >= until:
+            break
+        if moment == "early" and progressed():
             break
         time.sleep(0.0005)
     process.kill()
@@ -85,11 +106,26 @@ def kill_once(
 def kills(config: ExperimentConfig, wanted: dict[str, str], rounds: int) -> dict:
     """Kill so many times; every run that ends must be the uninterrupted one."""
     rng = random.Random(0)
-    counts = {"kills": 0, "inside_a_write": 0, "resumed": 0, "runs": 0, "lost": 0}
+    counts = {
+        "kills": 0,
+        "inside_a_write": 0,
+        "before_progress": 0,
+        "resumed": 0,
+        "runs": 0,
+        "lost": 0,
+    }
+    of_this_run = 0
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / "run0"
-        while counts["kills"] < rounds:
-            found = kill_once(config, workdir, rng, counts["kills"] % 2 == 0)
+        while counts["kills"] < rounds or of_this_run:
+            moment = "write" if counts["kills"] % 2 == 0 else "random"
+            moment = "early" if counts["kills"] % 5 == 4 else moment
+            if of_this_run == KILLS_PER_RUN or counts["kills"] == rounds:
+                newest = max(steps_of(workdir), default=0)
+                found = Round(start(config, workdir), False, newest)
+                assert found.code == 0, found.errors
+            else:
+                found = kill_once(config, workdir, rng, moment)
             if found.resumed_at is not None:
                 counts["resumed"] += 1
                 assert found.resumed_at >= found.newest, (found.output, found.newest)
@@ -99,23 +135,20 @@ def kills(config: ExperimentConfig, wanted: dict[str, str], rounds: int) -> dict
             if found.code == 0:
                 counts["runs"] += 1
                 counts["lost"] += digests(workdir) != wanted
-                workdir = Path(folder) / f"run{counts['runs']}"
+                workdir, of_this_run = Path(folder) / f"run{counts['runs']}", 0
                 continue
+            of_this_run += 1
             counts["kills"] += 1
             counts["inside_a_write"] += found.inside
-        last = Round(start(config, workdir), False, 0)
-        assert last.code == 0, last.errors
-        counts["runs"] += 1
-        counts["lost"] += digests(workdir) != wanted
+            newest = max(steps_of(workdir), default=0)
+            counts["before_progress"] += newest <= found.newest
     return counts
 
 
 def damages(config: ExperimentConfig, wanted: dict[str, str]) -> dict[str, int]:
     """Damage the newest checkpoint of half a run in each way, and go on."""
     lost = {}
-    half = dataclasses.replace(
-        config, training=dataclasses.replace(config.training, num_steps=STEPS // 2)
-    )
+    half = shortened(config, STEPS // 2)
     for fault in FAULTS:
         with tempfile.TemporaryDirectory() as folder:
             workdir = Path(folder) / "run"
@@ -134,13 +167,17 @@ def full_disk_and_signals(
 ) -> dict[str, int]:
     """A limit on file sizes stands in for a full disk; then SIGTERM and SIGINT."""
     lost = {}
-    with tempfile.TemporaryDirectory() as folder:
-        workdir = Path(folder) / "run"
-        found = Round(start(config, workdir, file_limit=100_000), False, 0)
-        assert found.code == 2 and "error: " in found.errors, found.errors
-        found = Round(start(config, workdir), False, 0)
-        assert found.code == 0, found.errors
-        lost["full_disk"] = int(digests(workdir) != wanted)
+    for name, steps in (("full_disk", 0), ("full_disk_after_half", STEPS // 2)):
+        with tempfile.TemporaryDirectory() as folder:
+            workdir = Path(folder) / "run"
+            if steps:
+                train(shortened(config, steps), workdir)
+            found = Round(start(config, workdir, file_limit=100_000), False, 0)
+            assert found.code == 2 and "error: " in found.errors, found.errors
+            found = Round(start(config, workdir), False, 0)
+            assert found.code == 0, found.errors
+            assert (found.resumed_at or 0) >= steps, found.output
+            lost[name] = int(digests(workdir) != wanted)
     for number in (signal.SIGTERM, signal.SIGINT):
         with tempfile.TemporaryDirectory() as folder:
             workdir = Path(folder) / "run"

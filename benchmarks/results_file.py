@@ -14,7 +14,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return processor, cores, memory and system."""
+    """Return processor, cores, memory, system and, if there are any, accelerators."""
     model = platform.processor() or "unknown"
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -28,7 +28,18 @@ def describe_machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(pages / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
+        **_accelerators(),
     }
+
+
+def _accelerators() -> dict[str, Any]:
+    """Return the devices that JAX computes on, unless they are the processor's."""
+    import jax
+
+    if jax.default_backend() == "cpu":
+        return {}
+    devices = jax.devices()
+    return {"accelerator": devices[0].device_kind, "accelerators": len(devices)}
 
 
 def write_result(name: str, command: str, figures: dict[str, Any]) -> Path:
