@@ -35,7 +35,8 @@ SLOW = [
     pytest.param(name, marks=pytest.mark.slow) if not name.endswith("small") else name
     for name in CASES
 ]
-OUTPUTS_KEPT = 512
+FULL_DEPTH = ("ddpmpp_32", "ncsnpp_32", "adm_64")
+OUTPUTS_KEPT, SIGMA_DATA = 512, 0.5
 
 
 def converted(name, tensors):
@@ -70,6 +71,44 @@ def ours(name, tensors):
         params, inputs.pop("x"), **inputs
     )
     return network, params, y, gradient, x_gradient
+
+
+@functools.cache
+def compiled_denoiser(network):
+    """Return D(params, x, sigma, labels, condition) with EDM's preconditioning."""
+
+    def denoise(params, x, sigma, labels, condition):
+        preconditioning = EDMPreconditioning(SIGMA_DATA)
+        return NeuralDenoiser(params, network, preconditioning, labels, condition)(
+            x, sigma
+        )
+
+    return quick_jit(denoise)
+
+
+def assert_denoiser_equals(name, network, params, output):
+    """Compare D with its formula in float64, from F = `output` of `random_inputs`.
+
+    The noise levels and images are those whose c_noise and c_in x are the inputs of F.
+    What is compared are the elements that `output` has, as `kept` chooses them.
+    """
+    inputs = {k: v.astype(np.float64) for k, v in random_inputs(CASES[name]).items()}
+    sigma = np.exp(4 * inputs["c_noise"])
+    total = (sigma**2 + SIGMA_DATA**2).reshape(-1, 1, 1, 1)
+    x = np.sqrt(total) * inputs["x"]
+    skip = SIGMA_DATA**2 / total * x
+    scale = np.broadcast_to(
+        SIGMA_DATA * sigma.reshape(-1, 1, 1, 1) / np.sqrt(total), x.shape
+    )
+    found = compiled_denoiser(network)(
+        params,
+        *(jnp.asarray(a, jnp.float32) for a in (x, sigma)),
+        *(jnp.asarray(inputs[k], jnp.float32) for k in ("labels", "condition")),
+    )
+    output = np.asarray(output, np.float64)
+    if output.ndim == 1:
+        skip, scale, found = kept(skip), kept(scale), kept(np.asarray(found))
+    np.testing.assert_allclose(found, skip + scale * output, atol=2e-5)
 
 
 def tensor_names(name):
@@ -108,14 +147,19 @@ def flat(tree):
     }
 
 
+def kept(y):
+    """Return the elements of an output that are kept."""
+    return y.ravel()[:: max(1, y.size // OUTPUTS_KEPT)]
+
+
 def summary(y, gradients):
     """Return what is kept: some outputs, and the norm of every gradient."""
     norms = np.array([np.linalg.norm(g.astype(np.float64)) for g in gradients])
-    return np.asarray(y).ravel()[:: max(1, y.size // OUTPUTS_KEPT)], norms
+    return kept(np.asarray(y)), norms
 
 
 @pytest.mark.parametrize("name", SLOW)
-def test_networks_and_gradients_equal_torch(name, request):
+def test_networks_denoisers_and_gradients_equal_torch(name, request):
     torch = pytest.importorskip("torch", reason="needs the extra 'parity'")
     net = Net(torch, CASES[name])
     inputs = {k: torch.from_numpy(v) for k, v in random_inputs(CASES[name]).items()}
@@ -124,10 +168,11 @@ def test_networks_and_gradients_equal_torch(name, request):
     y = net(**inputs)
     (y * cotangent).sum().backward()
     tensors = {k: v.detach().numpy() for k, v in net.get.tensors.items()}
-    _, params, found, gradient, x_gradient = ours(name, tensors)
+    network, params, found, gradient, x_gradient = ours(name, tensors)
     np.testing.assert_allclose(found, y.detach().numpy(), atol=2e-5)
+    assert_denoiser_equals(name, network, params, y.detach().numpy())
     np.testing.assert_allclose(x_gradient, inputs["x"].grad.numpy(), atol=1e-4)
-    gradient, kept = flat(gradient), []
+    gradient, gradients = flat(gradient), []
     names = list(tensor_names(name))
     assert {edm for _, edm, _ in names} == set(tensors)
     assert set(flat(params)) == {place for place, _, _ in names}
@@ -143,24 +188,27 @@ def test_networks_and_gradients_equal_torch(name, request):
         np.testing.assert_allclose(
             found_gradient, wanted, atol=1e-4 * scale, err_msg=edm
         )
-        kept.append(wanted)
+        gradients.append(wanted)
     if request.config.getoption("--write-golden"):
         values = dict(np.load(GOLDEN)) if GOLDEN.exists() else {}
         values[f"{name}/output"], values[f"{name}/norms"] = summary(
-            y.detach().numpy(), kept
+            y.detach().numpy(), gradients
         )
         np.savez_compressed(GOLDEN, **values)
 
 
 @pytest.mark.parametrize("name", SLOW)
-def test_networks_and_gradients_equal_the_golden_numbers(name):
+def test_networks_denoisers_and_gradients_equal_the_golden_numbers(name):
     golden = np.load(GOLDEN)
     names = list(tensor_names(name))
     tensors = {edm: random_tensor(edm, shape) for _, edm, shape in names}
-    _, _, y, gradient, _ = ours(name, tensors)
+    network, params, y, gradient, _ = ours(name, tensors)
     gradient = flat(gradient)
-    kept = [np.asarray(gradient[p]) for p, edm, _ in names if not edm.endswith("freqs")]
-    output, norms = summary(np.asarray(y), kept)
+    gradients = [
+        np.asarray(gradient[p]) for p, edm, _ in names if not edm.endswith("freqs")
+    ]
+    output, norms = summary(np.asarray(y), gradients)
+    assert_denoiser_equals(name, network, params, golden[f"{name}/output"])
     np.testing.assert_allclose(output, golden[f"{name}/output"], atol=2e-5)
     np.testing.assert_allclose(norms, golden[f"{name}/norms"], rtol=1e-3, atol=1e-3)
 
@@ -169,14 +217,16 @@ def test_networks_and_gradients_equal_the_golden_numbers(name):
     "name",
     [
         "ddpmpp_small",
-        pytest.param("ncsnpp_small", marks=pytest.mark.slow),
-        pytest.param("adm_small", marks=pytest.mark.slow),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("ncsnpp_small", "adm_small", *FULL_DEPTH)
+        ),
     ],
 )
 def test_every_parameter_matters_in_both_or_in_neither(name):
     torch = pytest.importorskip("torch", reason="needs the extra 'parity'")
     net = Net(torch, CASES[name])
-    inputs = random_inputs(CASES[name])
+    inputs = random_inputs(CASES[name], batch=1 if name in FULL_DEPTH else 2)
     inputs.pop("cotangent")
     torch_inputs = {k: torch.from_numpy(v) for k, v in inputs.items()}
     with torch.no_grad():
@@ -200,7 +250,8 @@ def test_every_parameter_matters_in_both_or_in_neither(name):
         moved[index] = leaves[index] + ours_change
         found = apply(jax.tree_util.tree_unflatten(structure, moved), **inputs) - plain
         assert (np.abs(wanted).max() > 1e-3) == (np.abs(found).max() > 1e-3), edm
-        np.testing.assert_allclose(found, wanted, atol=2e-4, err_msg=edm)
+        scale = max(1.0, float(np.abs(wanted).max()))
+        np.testing.assert_allclose(found, wanted, atol=2e-4 * scale, err_msg=edm)
 
 
 def test_the_denoiser_equals_edms_formula():
