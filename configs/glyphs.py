@@ -12,6 +12,7 @@ of it leaks into samples, shows in a short run.
 
 from configs.network_schema import MLPConfig
 from configs.schema import (
+    AugmentationConfig,
     DataConfig,
     EMAConfig,
     ExperimentConfig,
@@ -25,6 +26,11 @@ __all__ = ["config"]
 config = ExperimentConfig(
     data=DataConfig(name="glyphs", held_out_fraction=2048 / 2176, max_images=128),
     network=MLPConfig(width=384, num_layers=3, adaptive_scale=True),
+    # Switched off; what an augmentation would draw from: shifts of two pixels, cutouts
+    # of two to six, gains between 1/2 and 2.
+    augmentation=AugmentationConfig(
+        transforms=("translate:.167", "cutout:.167:.5", "brightness:2")
+    ),
     noise=NoiseConfig(p_mean=-1.2, p_std=1.2),
     optim=OptimConfig(learning_rate=1e-3, warmup_images=38_400),
     # A decay of .999 per step of 128 images, which the ramp reaches at the end.

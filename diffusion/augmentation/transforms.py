@@ -112,26 +112,26 @@ class Identity:
     injective = True
     self_identifying = True
 
-    def sample(self, key: Array, shape: tuple[int, ...]) -> tuple[()]:
-        """Return no parameters."""
+    def sample(self, key: Array, shape: tuple[int, ...]) -> Array:
+        """Return no parameters: (0,), as `jax.vmap` asks for an array."""
         require_image(shape, self)
-        return ()
+        return jnp.zeros(0, jnp.float32)
 
-    def pixel_map(self, params: tuple[()], shape: tuple[int, ...]) -> PixelMap:
+    def pixel_map(self, params: Array, shape: tuple[int, ...]) -> PixelMap:
         """Return the map that changes nothing."""
         return identity_map(shape)
 
-    def apply(self, params: tuple[()], x: Array) -> Array:
+    def apply(self, params: Array, x: Array) -> Array:
         """Return x."""
         return x
 
-    def adjoint(self, params: tuple[()], x: Array) -> Array:
+    def adjoint(self, params: Array, x: Array) -> Array:
         """Return x."""
         return x
 
-    def encode(self, params: tuple[()]) -> Array:
+    def encode(self, params: Array) -> Array:
         """Return the empty condition, (0,)."""
-        return jnp.zeros(0, jnp.float32)
+        return params
 
 
 class BrightnessParams(NamedTuple):
