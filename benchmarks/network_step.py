@@ -198,6 +198,7 @@ def measure(name: str) -> dict[str, Any]:
     network, params = same_network(case, theirs, "float32")
     ours = Ours(network, params, inputs)
     figures: dict[str, Any] = {
+        "torch_version": theirs.torch.__version__,
         "batch": batch,
         "parameters": network.num_parameters(),
         "compile_seconds": round(ours.compile_seconds, 1),
