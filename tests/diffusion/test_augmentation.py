@@ -1,0 +1,453 @@
+"""Modes and options of Score Augmentation, EDM's pipe, and what is refused."""
+
+import dataclasses
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.augmentation_schema import (
+    PRESET_TRANSFORMS,
+    TRANSFORM_NAMES,
+    AugmentationConfig,
+)
+from configs.errors import InputError, InputWarning
+from diffusion.augmentation import (
+    D4,
+    Brightness,
+    ChannelPermutation,
+    CircularShift,
+    Cutout,
+    EDMPipe,
+    Flip,
+    Gamma,
+    HueRotation,
+    Identity,
+    OneOf,
+    PatchMask,
+    Rot90,
+    ScoreAugmentation,
+    Translate,
+    augmentation_preset,
+    build_augmentation,
+    build_transform,
+)
+from diffusion.augmentation.building import TRANSFORMS
+
+SHAPE = (8, 8, 3)
+COUNT = 64
+KEYS = jax.random.split(jax.random.key(0), COUNT)
+CLEAN = jax.random.uniform(jax.random.key(1), (COUNT, *SHAPE), minval=-1, maxval=1)
+SIGMA = jnp.exp(jax.random.normal(jax.random.key(2), (COUNT,)))
+NOISE = SIGMA[:, None, None, None] * jax.random.normal(jax.random.key(3), CLEAN.shape)
+PAPER = OneOf((Brightness(), Translate(), Cutout(), Rot90()))
+
+
+def moved(augment, draw, x):
+    """Return T x with the drawn parameters of the noisy side, one image at a time."""
+    stage = draw.score
+    return jnp.stack(
+        [
+            augment.transform.apply(
+                jax.tree.map(lambda p, n=n: p[n], stage.params), x[n]
+            )
+            if stage.active[n]
+            else x[n]
+            for n in range(COUNT)
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def paper_draw():
+    augment = ScoreAugmentation(PAPER)
+    return augment, augment.draw(KEYS, SHAPE)
+
+
+def test_the_noisy_image_and_its_target_undergo_the_same(paper_draw):
+    augment, draw = paper_draw
+    batch = augment(KEYS, CLEAN, NOISE, SIGMA)
+    close = {"rtol": 0, "atol": 1e-6}
+    np.testing.assert_allclose(
+        batch.noisy, moved(augment, draw, CLEAN + NOISE), **close
+    )
+    np.testing.assert_allclose(batch.target, moved(augment, draw, CLEAN), **close)
+    np.testing.assert_array_equal(batch.sigma, SIGMA)
+    assert batch.condition.shape == (COUNT, 11)
+    # Every family and the identity came up, and only the identity is told as zeros.
+    assert set(np.asarray(augment.family(draw))) == {0, 1, 2, 3, 4}
+    same = np.asarray((batch.target == CLEAN).all(axis=(1, 2, 3)))
+    np.testing.assert_array_equal((batch.condition == 0).all(axis=1), same)
+
+
+def test_the_sides_of_the_noise(paper_draw):
+    """split = joint for linear transforms and not for others; clean = nla."""
+    augment, _ = paper_draw
+    joint = augment(KEYS, CLEAN, NOISE, SIGMA)
+    split = dataclasses.replace(augment, noisy_side="split")(KEYS, CLEAN, NOISE, SIGMA)
+    np.testing.assert_allclose(split.noisy, joint.noisy, atol=1e-5)
+    clean = dataclasses.replace(augment, noisy_side="clean")(KEYS, CLEAN, NOISE, SIGMA)
+    np.testing.assert_array_equal(clean.noisy, clean.target + NOISE)
+    np.testing.assert_array_equal(clean.target, joint.target)
+    bent = ScoreAugmentation(Gamma())
+    other = dataclasses.replace(bent, noisy_side="split")
+    a, b = (one(KEYS, CLEAN, NOISE, SIGMA).noisy for one in (bent, other))
+    assert float(jnp.abs(a - b).max()) > 0.1
+
+
+def test_non_leaky_augmentation_adds_noise_afterwards():
+    augment = ScoreAugmentation(PAPER, mode="nla")
+    batch = augment(KEYS, CLEAN, NOISE, SIGMA)
+    np.testing.assert_array_equal(batch.noisy, batch.target + NOISE)
+    assert 0.1 < float((batch.target == CLEAN).all(axis=(1, 2, 3)).mean()) < 0.4
+
+
+def test_mode_none_changes_nothing():
+    batch = ScoreAugmentation(PAPER, mode="none")(KEYS, CLEAN, NOISE, 0.5)
+    np.testing.assert_array_equal(batch.noisy, CLEAN + NOISE)
+    np.testing.assert_array_equal(batch.target, CLEAN)
+    assert batch.condition is None
+    assert batch.sigma.shape == (COUNT,)
+
+
+@pytest.mark.parametrize("combination", ["sequential", "either"])
+def test_both_kinds_together(combination):
+    augment = ScoreAugmentation(
+        Brightness(),
+        mode="nla+score",
+        nla_transform=Flip(),
+        combination=combination,
+        identity_probability=0.25,
+    )
+    draw = augment.draw(KEYS, SHAPE)
+    batch = augment.apply(draw, CLEAN, NOISE, SIGMA)
+    assert batch.condition.shape == (COUNT, 3)
+    flipped = np.asarray(draw.nla.active)
+    bright = np.asarray(draw.score.active)
+    np.testing.assert_array_equal(batch.condition[:, 0] != 0, flipped)
+    np.testing.assert_array_equal(batch.condition[:, 1] != 0, bright)
+    # The clean image is mirrored, its noise is not, and then both are brightened.
+    gain = np.where(bright, np.asarray(draw.score.params.gain), 1)[:, None, None, None]
+    clean = np.where(flipped[:, None, None, None], CLEAN[:, :, ::-1], CLEAN)
+    np.testing.assert_allclose(batch.target, gain * clean, rtol=1e-6)
+    np.testing.assert_allclose(batch.noisy, gain * (clean + NOISE), atol=1e-5)
+    assert (flipped & bright).any() == (combination == "sequential")
+    assert augment.families == ("identity", "nla Flip", "Brightness")
+    family = np.asarray(augment.family(draw))
+    np.testing.assert_array_equal(family, np.where(bright, 2, np.where(flipped, 1, 0)))
+
+
+def test_labels_and_losses_follow_the_gain_and_the_visible_pixels():
+    plain = ScoreAugmentation(OneOf((Brightness(), Cutout())))
+    draw = plain.draw(KEYS, SHAPE)
+    index, active = np.asarray(draw.score.params.index), np.asarray(draw.score.active)
+    bright, hidden = active & (index == 0), active & (index == 1)
+    gain = np.where(bright, np.asarray(draw.score.params.members[0].gain), 1)
+    size = np.asarray(draw.score.params.members[1].size)
+    share = np.where(hidden, 1 - size.prod(axis=1) / 64, 1)
+    effective = dataclasses.replace(plain, sigma_label="effective")
+    np.testing.assert_allclose(
+        effective.apply(draw, CLEAN, NOISE, SIGMA).sigma, gain * SIGMA, rtol=1e-6
+    )
+    by_gain = dataclasses.replace(plain, loss_normalization="gain")
+    np.testing.assert_allclose(by_gain.loss_factor(draw, SHAPE), gain**-2.0, rtol=1e-5)
+    by_share = dataclasses.replace(plain, loss_normalization="visible")
+    np.testing.assert_allclose(by_share.loss_factor(draw, SHAPE), 1 / share, rtol=1e-5)
+    assert plain.loss_factor(draw, SHAPE) is None
+    nla = dataclasses.replace(effective, mode="nla").apply(
+        dataclasses.replace(effective, mode="nla").draw(KEYS, SHAPE),
+        CLEAN,
+        NOISE,
+        SIGMA,
+    )
+    np.testing.assert_array_equal(nla.sigma, SIGMA)
+
+
+@pytest.mark.parametrize(
+    ("transform", "given", "share"),
+    [
+        (PAPER, None, 1 / 5),
+        (Rot90(), None, 1 / 2),
+        (PAPER, 0.7, 0.7),
+        (EDMPipe(0.5), None, 0.0),
+    ],
+)
+def test_the_identity_is_drawn_as_often_as_said(transform, given, share):
+    augment = ScoreAugmentation(transform, identity_probability=given)
+    count = 20_000
+    draw = jax.jit(lambda keys: augment.draw(keys, SHAPE).score.active)
+    active = draw(jax.random.split(jax.random.key(5), count))
+    error = 4 * np.sqrt(share * (1 - share) / count)
+    assert float(1 - active.mean()) == pytest.approx(share, abs=error + 1e-9)
+
+
+def test_the_identity_takes_over_towards_the_end():
+    augment = ScoreAugmentation(
+        Flip(), identity_probability=0.2, identity_anneal_images=(100, 200)
+    )
+    keys = jax.random.split(jax.random.key(6), 20_000)
+    shares = [
+        float(1 - augment.draw(keys, SHAPE, images_seen=n).score.active.mean())
+        for n in (0, 100, 150, 200, 1000)
+    ]
+    np.testing.assert_allclose(shares, [0.2, 0.2, 0.6, 1, 1], atol=0.02)
+    with pytest.raises(InputError, match="images_seen must be given"):
+        augment.draw(keys, SHAPE)
+
+
+def test_an_image_depends_on_its_own_key_alone():
+    augment = ScoreAugmentation(PAPER)
+    whole = augment(KEYS, CLEAN, NOISE, SIGMA)
+    part = augment(KEYS[40:], CLEAN[40:], NOISE[40:], SIGMA[40:])
+    for a, b in zip(whole, part, strict=True):
+        np.testing.assert_array_equal(a[40:], b)
+
+
+def test_transforms_that_cannot_be_seen_need_the_condition():
+    for transform, mode in (
+        (Rot90(), "score"),
+        (OneOf((Brightness(), D4())), "score"),
+        (Brightness(), "nla"),
+        (Cutout(), "nla+score"),
+    ):
+        with pytest.warns(InputWarning, match="samples will be transformed too"):
+            ScoreAugmentation(transform, mode=mode, condition=False)
+    with pytest.warns(InputWarning, match="Brightness without condition"):
+        ScoreAugmentation(Brightness(), sigma_label="effective", condition=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seen = ScoreAugmentation(
+            OneOf((Brightness(), Translate(), Cutout())), condition=False
+        )
+        ScoreAugmentation(Rot90())
+        ScoreAugmentation(Rot90(), mode="none", condition=False)
+    assert seen(KEYS, CLEAN, NOISE, SIGMA).condition is None
+    assert seen.condition_size(SHAPE) == 0
+
+
+def test_published_sets_by_name():
+    sizes = {"scoreaug-linear": 11, "scoreaug-nobright": 9, "edm-nla": 9, "d4": 7}
+    for name, size in sizes.items():
+        augment = augmentation_preset(name)
+        assert augment.condition_size((16, 16, 3)) == size
+        assert augment.mode == ("nla" if name == "edm-nla" else "score")
+    names = augmentation_preset("scoreaug-linear").families[1:]
+    assert names == ("Brightness", "Translate", "Cutout", "Rot90")
+    with pytest.raises(InputError, match=r"did you mean 'scoreaug-linear'"):
+        augmentation_preset("scoreaug-liner")
+
+
+# --- EDM's pipe
+
+
+@pytest.mark.parametrize(("probability", "share"), [(0.12, 0.564), (0.15, 0.483)])
+def test_so_many_images_are_at_most_mirrored(probability, share):
+    """T22: (1 - p/2)(1 - p)^4, within four standard errors; nine numbers in order."""
+    pipe, count = EDMPipe(probability), 40_000
+
+    @jax.jit
+    def conditions(keys):
+        def one(key):
+            params = pipe.sample(key, SHAPE)
+            return pipe.encode(params), params
+
+        return jax.vmap(one)(keys)
+
+    found, params = conditions(jax.random.split(jax.random.key(7), count))
+    found = np.asarray(found)
+    untouched = float((found[:, 1:] == 0).all(axis=1).mean())
+    exact = (1 - probability / 2) * (1 - probability) ** 4
+    assert exact == pytest.approx(share, abs=6e-4)
+    error = np.sqrt(exact * (1 - exact) / count)
+    assert untouched == pytest.approx(exact, abs=4 * error)
+    assert found[:, 0].mean() == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(count))
+    half = probability / 2
+    assert found[:, 1].mean() == pytest.approx(half, abs=4 * np.sqrt(half / count))
+    # Order and laws: mirrorings, scale, rotation, stretch, shift.
+    angle = np.asarray(params.angle, np.float64)
+    np.testing.assert_array_equal(found[:, 2], params.scale)
+    np.testing.assert_allclose(found[:, 3], np.cos(angle) - 1, atol=1e-6)
+    np.testing.assert_allclose(found[:, 4], np.sin(angle), atol=1e-6)
+    np.testing.assert_array_equal(found[:, 5:7], params.stretch)
+    np.testing.assert_array_equal(found[:, 7:], params.shift)
+    for column, std in ((2, 1), (7, 1), (8, 1)):
+        drawn = found[found[:, column] != 0, column]
+        assert len(drawn) / count == pytest.approx(probability, rel=0.1)
+        assert drawn.std() == pytest.approx(std, rel=0.06)
+    turned = angle[angle != 0]
+    assert turned.std() == pytest.approx(2 * np.pi / np.sqrt(12), rel=0.05)
+    stretched = np.linalg.norm(found[:, 5:7], axis=1)
+    along = found[stretched > 0, 6] == 0
+    assert along.mean() == pytest.approx(0.5, abs=0.03)
+    assert stretched[stretched > 0].std() == pytest.approx(
+        np.sqrt(1 - 2 / np.pi), rel=0.1
+    )
+
+
+def blob(row: float, column: float, long: float = 2.0, angle: float = 0.0):
+    """Return a smooth spot on (24, 20) pixels, longer along an angle from the right."""
+    down, right = np.mgrid[:24, :20].astype(np.float64)
+    down, right = down - row, right - column
+    along = right * np.cos(angle) - down * np.sin(angle)
+    across = right * np.sin(angle) + down * np.cos(angle)
+    spot = np.exp(-((along / long) ** 2 + (across / 2.0) ** 2) / 2)
+    return jnp.asarray(spot[..., None], jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, blob(9, 8)),
+        ({"mirrored": [True, False]}, blob(9, 11)),
+        ({"mirrored": [False, True]}, blob(14, 8)),
+        ({"shift": [0.8, 0.0]}, blob(9, 10)),  # right by .8 x 20/8 pixels
+        ({"shift": [0.0, 0.5]}, blob(10.5, 8)),  # down by .5 x 24/8 pixels
+        # About the centre (11.5, 9.5), counter-clockwise: up becomes left.
+        ({"angle": np.pi / 2}, blob(13, 7)),
+        ({"angle": np.pi}, blob(14, 11)),
+    ],
+)
+def test_geometry_of_the_pipe(changes, wanted):
+    """A smooth spot is where it should be, on an image that is not square."""
+    found = EDMPipe().apply(drawn_operations(**changes), blob(9, 8))
+    np.testing.assert_allclose(found, wanted, atol=0.03)
+
+
+def drawn_operations(**changes):
+    params = EDMPipe(0.0).sample(jax.random.key(0), (24, 20, 1))
+    params = params._replace(mirrored=jnp.zeros(2, bool))
+    return params._replace(**{k: jnp.asarray(v) for k, v in changes.items()})
+
+
+def test_scale_and_stretch_of_the_pipe():
+    centre = (11.5, 9.5)
+    params = drawn_operations(scale=jnp.float32(2.0))  # 2^.4
+    found = np.asarray(EDMPipe().apply(params, blob(*centre)), np.float64)[..., 0]
+    assert found.sum() == pytest.approx(2**0.8 * float(blob(*centre).sum()), rel=0.02)
+    for axis in (0.0, 0.7):
+        direction = 2.0 * jnp.asarray([np.cos(axis), np.sin(axis)], jnp.float32)
+        params = drawn_operations(stretch=direction)
+        found = np.asarray(EDMPipe().apply(params, blob(*centre)), np.float64)[..., 0]
+        down, right = np.mgrid[:24, :20] - np.asarray(centre)[:, None, None]
+        cross = (
+            np.array(
+                [
+                    [(found * a * b).sum() for b in (right, -down)]
+                    for a in (right, -down)
+                ]
+            )
+            / found.sum()
+        )
+        values, vectors = np.linalg.eigh(cross)
+        # Standard deviations 2 x 2^(-.4) across and 2 x 2^.4 along the axis.
+        np.testing.assert_allclose(
+            np.sqrt(values), [2 * 2**-0.4, 2 * 2**0.4], rtol=0.06
+        )
+        assert abs(vectors[:, 1] @ [np.cos(axis), np.sin(axis)]) > 0.99
+
+
+def test_shifts_by_whole_pixels_lose_nothing_and_edges_are_reflected():
+    """The filters are orthonormal: T is exact, and outside lies the mirror image."""
+    x = jax.random.normal(jax.random.key(8), (8, 8, 2))
+    params = (
+        EDMPipe(0.0)
+        .sample(jax.random.key(0), x.shape)
+        ._replace(mirrored=jnp.zeros(2, bool), shift=jnp.asarray([3.0, -2.0]))
+    )
+    found = EDMPipe().apply(params, x)
+    wide = np.pad(np.asarray(x), ((7, 7), (7, 7), (0, 0)), mode="reflect")
+    np.testing.assert_allclose(found, wide[9:17, 4:12], atol=1e-5)
+
+
+# --- names and refusals
+
+
+def test_every_name_of_the_configuration_is_built():
+    assert set(TRANSFORMS) == set(TRANSFORM_NAMES)
+    for name in TRANSFORM_NAMES:
+        build_transform(name).sample(jax.random.key(0), SHAPE)
+    for names in PRESET_TRANSFORMS.values():
+        assert set(names) <= set(TRANSFORM_NAMES)
+    assert build_transform("cutout:.2:.4") == Cutout(0.2, 0.4)
+    assert build_transform("patch-mask:2") == PatchMask(2)
+    assert build_augmentation(AugmentationConfig()) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: Rot90().sample(KEYS[0], (8, 6, 3)),
+            "Rot90 needs square images .* 8x6",
+        ),
+        (lambda: D4().sample(KEYS[0], (8, 6, 3)), "D4 needs square images"),
+        (lambda: Flip().sample(KEYS[0], (10,)), r"acts on images \(H, W, C\)"),
+        (lambda: Flip().sample(KEYS[0], (4, 1, 3)), "one pixel wide"),
+        (
+            lambda: Translate(1.0),
+            r"Translate.max_fraction is 1.0; it must be in \(0, 1\)",
+        ),
+        (lambda: Translate(0.05).sample(KEYS[0], SHAPE), "by less than one; give"),
+        (lambda: CircularShift(0.6), r"must be in \(0, 0.5\)"),
+        (lambda: CircularShift(0.45).sample(KEYS[0], (2, 2, 1)), "half a side or more"),
+        (lambda: Cutout(0.6, 0.5), "min_fraction is 0.6"),
+        (lambda: Cutout(0.1, 1.5), "max_fraction is 1.5"),
+        (lambda: Cutout(0.01, 0.02).sample(KEYS[0], SHAPE), "less than one pixel"),
+        (lambda: PatchMask(5).sample(KEYS[0], SHAPE), "divisible by patch_size = 5"),
+        (lambda: Brightness(1.0), "a finite number above 1"),
+        (lambda: EDMPipe(1.2), r"probability is 1.2; it must be in \[0, 1\]"),
+        (lambda: HueRotation().sample(KEYS[0], (8, 8, 1)), "needs three channels"),
+        (lambda: ChannelPermutation().sample(KEYS[0], (8, 8, 1)), "two channels"),
+        (lambda: OneOf(()), "OneOf has no transforms"),
+        (lambda: OneOf((Flip(), Rot90()), (1.0,)), "2 numbers, one for each"),
+        (lambda: OneOf((Flip(), Rot90()), (1.0, -1.0)), ">= 0 and not all 0"),
+        (lambda: OneOf((Flip(), Rot90()), (0, 0)), ">= 0 and not all 0"),
+        (lambda: build_transform("cutot"), "did you mean 'cutout'"),
+        (
+            lambda: build_transform("flip:2"),
+            "'flip:2' has 1 strengths; flip takes none",
+        ),
+        (
+            lambda: build_transform("translate:2"),
+            "'translate:2': Translate.max_fraction",
+        ),
+        (lambda: ScoreAugmentation(Flip(), mode="scores"), "did you mean 'score'"),
+        (lambda: ScoreAugmentation(Flip(), noisy_side="both"), "unknown noisy side"),
+        (lambda: ScoreAugmentation(Flip(), sigma_label="b"), "unknown sigma label"),
+        (
+            lambda: ScoreAugmentation(Flip(), identity_probability=2.0),
+            r"identity_probability is 2.0; it must be in \[0, 1\]",
+        ),
+        (
+            lambda: ScoreAugmentation(Flip(), identity_anneal_images=(5, 5)),
+            "two increasing numbers",
+        ),
+        (
+            lambda: ScoreAugmentation(Flip())(KEYS, CLEAN, NOISE[:3], SIGMA),
+            "they must agree",
+        ),
+        (lambda: AugmentationConfig(transforms=("rot45",)), "did you mean 'rot90'"),
+        (lambda: AugmentationConfig(transforms=("cutout:a",)), "it must be a number"),
+        (lambda: AugmentationConfig(transforms=()), "one name or more"),
+        (
+            lambda: AugmentationConfig(weights=(1.0,)),
+            "4 numbers, one for each of bright",
+        ),
+        (
+            lambda: AugmentationConfig(weights=(1.0, 1.0, -1.0, 1.0)),
+            "augmentation.weights is .* not all 0",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(make, message):
+    with pytest.raises(InputError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_augmentation_of_nothing():
+    batch = ScoreAugmentation(Identity())(KEYS, CLEAN, NOISE, SIGMA)
+    np.testing.assert_array_equal(batch.noisy, CLEAN + NOISE)
+    assert batch.condition.shape == (COUNT, 0)
