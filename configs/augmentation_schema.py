@@ -16,7 +16,7 @@ NOISY_SIDES = ("joint", "split", "clean")
 SIGMA_LABELS = ("nominal", "effective")
 LOSS_NORMALIZATIONS = ("none", "gain", "visible")
 COMBINATIONS = ("sequential", "either")
-TRANSFORM_NAMES = (
+TRANSFORM_NAMES = {
     "affine",
     "brightness",
     "channel-permutation",
@@ -33,7 +33,8 @@ TRANSFORM_NAMES = (
     "saturation",
     "solarise",
     "translate",
-)
+}
+"""What can be named; `diffusion.augmentation.register_transform` adds to it."""
 PRESET_TRANSFORMS = {
     "scoreaug-linear": ("brightness", "translate", "cutout", "rot90"),
     "scoreaug-nobright": ("translate", "cutout", "rot90"),

@@ -50,8 +50,8 @@ class DataConfig:
     """Which images, and which of them are held out."""
 
     name: str = "digits"
-    """Built-in data set (digits or mixture2d), name of a set that prepare_data has
-    packed, or path of a packed set or of an image archive."""
+    """Built-in data set (digits, glyphs or mixture2d), name of a set that prepare_data
+    has packed, or path of a packed set or of an image archive."""
     data_dir: str = "data"
     """Folder that prepare_data has written to."""
     image_shape: tuple[int, ...] | None = None

@@ -30,6 +30,7 @@ ENTRY_MODULES = (
     "diffusion.prepare_data",
     "diffusion.train",
     "samplers.generate",
+    "analysis.augmentation_study",
     "analysis.compare",
     "analysis.demo",
 )

@@ -4,6 +4,7 @@ from diffusion.augmentation.building import (
     augmentation_preset,
     build_augmentation,
     build_transform,
+    register_transform,
 )
 from diffusion.augmentation.colour import (
     ChannelPermutation,
@@ -58,4 +59,5 @@ __all__ = [
     "build_augmentation",
     "build_transform",
     "linear_adjoint",
+    "register_transform",
 ]

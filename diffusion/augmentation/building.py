@@ -4,7 +4,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from configs.augmentation_schema import AugmentationConfig, expand
+from configs.augmentation_schema import (
+    PRESET_TRANSFORMS,
+    TRANSFORM_NAMES,
+    AugmentationConfig,
+    expand,
+)
 from configs.errors import InputError, choice_error
 from diffusion.augmentation.colour import (
     ChannelPermutation,
@@ -22,7 +27,13 @@ from diffusion.augmentation.symmetries import D4, Flip, Rot90
 from diffusion.augmentation.transforms import Brightness, Identity, Transform
 from diffusion.augmentation.warps import Affine
 
-__all__ = ["TRANSFORMS", "augmentation_preset", "build_augmentation", "build_transform"]
+__all__ = [
+    "TRANSFORMS",
+    "augmentation_preset",
+    "build_augmentation",
+    "build_transform",
+    "register_transform",
+]
 
 TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "affine": Affine,
@@ -71,6 +82,24 @@ def build_transform(text: str) -> Transform:
         return make(*[float(value) for value in strengths])
     except ValueError as error:
         raise InputError(f"augmentation '{text}': {error}") from error
+
+
+def register_transform(name: str, make: Callable[..., Transform]) -> None:
+    """Give a transform of your own a name for configurations and command lines.
+
+    Args:
+        name: Such as ``blur``; the strengths behind it, ``blur:.5``, go to `make`.
+        make: The class of the transform, or a function that returns one.
+
+    Raises:
+        InputError: If the name is taken, or is none.
+    """
+    if name in TRANSFORMS or name in PRESET_TRANSFORMS:
+        raise InputError(f"a transform is called '{name}' already; choose another name")
+    if not name or ":" in name or "," in name or "=" in name:
+        raise InputError(f"'{name}' cannot name a transform; use letters and dashes")
+    TRANSFORMS[name] = make
+    TRANSFORM_NAMES.add(name)
 
 
 def build_augmentation(config: AugmentationConfig) -> ScoreAugmentation | None:

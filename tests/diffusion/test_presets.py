@@ -87,7 +87,7 @@ def test_presets_without_their_images_say_what_to_do(name, tmp_path):
 
 
 def test_every_published_preset_is_tried():
-    others = {"digits", "mixture2d", "cifar10_5k"}
+    others = {"digits", "glyphs", "mixture2d", "cifar10_5k", "cifar10_scoreaug"}
     assert set(preset_names()) == {*COUNTS, *others}
 
 
