@@ -11,7 +11,6 @@ from typing import NamedTuple
 from configs.augmentation_schema import AugmentationConfig
 from configs.errors import InputError, choice_error
 from configs.schema import ExperimentConfig
-from diffusion.augmentation import build_augmentation
 
 __all__ = ["ARMS", "Arm", "build_arm", "experiment_of"]
 
@@ -84,6 +83,8 @@ def experiment_of(
         InputError: If the network can take no condition, or a transform cannot act on
             such images.
     """
+    from diffusion.augmentation import build_augmentation  # not for a command's help
+
     if not hasattr(base.network, "augment_dim"):
         raise InputError(
             f"{type(base.network).__name__.removesuffix('Config')} has no input for a "

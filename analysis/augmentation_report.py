@@ -47,6 +47,9 @@ def seed_interval(
         values: (n,) one number a seed.
         confidence: Two-sided, in (0, 1).
         logarithmic: Whether to average logarithms, as of ratios.
+
+    Returns:
+        Mean (geometric for logarithms) and the ends of its interval.
     """
     from scipy.stats import t  # scikit-learn brings it
 
@@ -64,6 +67,15 @@ def seed_interval(
 
 def study_rows(runs: Runs, baseline: str = "none") -> list[dict[str, Any]]:
     """Return a row per arm, of plain numbers and intervals.
+
+    Args:
+        runs: Measures by arm.
+        baseline: The arm that ratios are to; left out where it has other seeds.
+
+    Returns:
+        ``arm``, ``seeds``, ``training``, ``held_out``, ``best_held_out``, ``best_step``
+        (of each seed), ``ratio_to_last``, ``ratio_to_best``, ``memorised``,
+        ``copy_rate``, and per transform ``leak`` and ``clear leak``.
 
     Losses are averages over the noise levels, held-out ones at the last checkpoint and
     at the best one.  Ratios are to the baseline of the same seed: last to last, and
@@ -96,10 +108,13 @@ def study_rows(runs: Runs, baseline: str = "none") -> list[dict[str, Any]]:
         row["memorised"] = seed_interval([s["memorised"][0] for s in last])
         row["copy_rate"] = seed_interval([s["copy_rate"][0] for s in last])
         for transform in last[0]["leaks"]:
-            shares = [s["leaks"][transform]["share"][0] for s in last]
-            row[f"leak {transform}"] = seed_interval(shares)
+            for key, name in (("clear", "clear leak"), ("share", "leak")):
+                shares = [s["leaks"][transform][key][0] for s in last]
+                row[f"{name} {transform}"] = seed_interval(shares)
         if "background" in last[0]:
-            row["leak of gain"] = seed_interval([s["background"][0] for s in last])
+            row["clear leak background"] = seed_interval(
+                [s["background"][0] for s in last]
+            )
         rows.append(row)
     return rows
 
@@ -128,8 +143,10 @@ def plot_study(runs: Runs, rows: Sequence[Mapping[str, Any]]) -> Figure:
     _draw_curves(panels[0], runs, colours)
     _draw_levels(panels[1], runs, colours)
     _draw_shares(panels[2], rows, ("memorised",), colours, "Memorised samples")
-    leaks = tuple(key for key in rows[0] if key.startswith("leak"))
-    _draw_shares(panels[3], rows, leaks, colours, "Samples that look transformed")
+    leaks = tuple(key for key in rows[0] if key.startswith("clear leak"))
+    _draw_shares(
+        panels[3], rows, leaks, colours, "Samples that clearly look transformed"
+    )
     return figure
 
 
@@ -202,7 +219,7 @@ def _draw_shares(
             capsize=2,
             label=row["arm"],
         )
-    labels = [key.removeprefix("leak ") for key in keys]
+    labels = [key.removeprefix("clear leak ") for key in keys]
     axes.set_xticks(range(len(keys)), labels)
     axes.set(ylabel="share of samples in %", title=title)
     axes.grid(alpha=0.3, axis="y")
@@ -233,7 +250,7 @@ def write_study(runs: Runs, folder: str | Path, title: str, summary: str) -> Non
     values = {
         "summary": summary,
         "arms": plain,
-        "runs": {k: v for k, v in runs.items()},
+        "runs": dict(runs),
     }
     _write(folder / "study.json", json.dumps(_finite(values), indent=1) + "\n")
     header, cells = _table(rows)
@@ -245,8 +262,10 @@ def write_study(runs: Runs, folder: str | Path, title: str, summary: str) -> Non
     report.paragraph(summary)
     report.figure(
         png,
-        "Bands and bars: 95 % intervals over seeds. Leaks: samples whose nearest "
-        "held-out image is a transformed one.",
+        "Bands and bars: 95 % intervals over seeds. Clear leaks: samples that are "
+        "nearer to a transformed held-out image than to any untransformed one, by a "
+        "tenth of the distance or more; blurred samples often are, so compare with an "
+        "arm that was not trained with the transform.",
     )
     report.table(header, cells)
     report.paragraph(
@@ -264,7 +283,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]
 
 def _cell(key: str, value: Any) -> str:
     if isinstance(value, Interval):
-        percent = key.startswith(("leak", "memorised", "copy_rate"))
+        percent = key.startswith(("clear", "leak", "memorised", "copy"))
         numbers = [n * 100 if percent else n for n in value]
         shown = [f"{n:.1f} %" if percent else f"{n:.3f}" for n in numbers]
         return (

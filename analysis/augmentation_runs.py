@@ -7,7 +7,8 @@ its checkpoints, so that a study goes on where it stopped.
 """
 
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +24,10 @@ from analysis.memorization import (
     background_leak_rate,
     leak_rate,
     memorization,
+    share_interval,
 )
 from configs.augmentation_schema import AugmentationConfig
-from configs.errors import InputError
+from configs.errors import InputError, InputWarning
 from configs.schema import ExperimentConfig
 from diffusion.atomic import write_atomically
 from diffusion.augmentation import Transform, build_augmentation, build_transform
@@ -33,17 +35,30 @@ from diffusion.augmentation.combinations import OneOfParams
 from diffusion.data import Split, split_of, to_data_units
 from diffusion.training import load_denoiser, train
 from diffusion.training.building import build_problem
+from diffusion.training.loading import checkpoint_steps
+from diffusion.training.record import read_record
 from samplers.heun import Heun
 from samplers.sampling import sample_blocks
 from samplers.schedules import karras
 
-__all__ = ["EQUIVARIANCE_SIGMAS", "SIGMAS", "Settings", "measure_run", "run_study"]
+__all__ = [
+    "CLEAR_MARGIN",
+    "EQUIVARIANCE_SIGMAS",
+    "SIGMAS",
+    "Settings",
+    "measure_run",
+    "run_study",
+]
 
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Noise levels of the losses, as in the pilot of the study; data units."""
 
+CLEAR_MARGIN = 0.1
+"""A sample leaks clearly when it is nearer to a transformed image by this share of the
+distance; blurred samples are often nearer by less."""
+
 _COPIES = 6  # draws of a transform per held-out image, for the detector of leaks
-_MOST_REFERENCES = 1024
+_MOST_REFERENCES, _MOST_LOSSES = 1024, 2048
 _EQUIVARIANCE_IMAGES = 256
 
 EQUIVARIANCE_SIGMAS = (0.2, 0.8, 3.0)
@@ -124,6 +139,7 @@ def run_study(
     }
     for experiment in experiments.values():
         build_problem(experiment, shape)
+    _warn_of_mirroring(experiments)
     found: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
     for number, ((name, seed), experiment) in enumerate(experiments.items(), start=1):
         print(f"run {number} of {len(experiments)}: {name}, seed {seed}", flush=True)
@@ -132,6 +148,24 @@ def run_study(
         measured = measure_run(run, split, settings, experiment.augmentation)
         found[name].append(measured)
     return found
+
+
+def _warn_of_mirroring(
+    experiments: Mapping[tuple[str, int], ExperimentConfig],
+) -> None:
+    """Say so where some arms mirror images left to right and others do not."""
+    by_kind: dict[bool, list[str]] = {True: [], False: []}
+    for (name, _), one in experiments.items():
+        mirrors = one.data.horizontal_flip or one.augmentation.mirrors_sideways
+        by_kind[mirrors].append(name)
+    if by_kind[True] and by_kind[False]:
+        mirrored, plain = (", ".join(dict.fromkeys(v)) for v in by_kind.values())
+        warnings.warn(
+            f"{mirrored} mirror images left to right and {plain} do not; "
+            "--data.horizontal-flip True mirrors half of them in every arm",
+            InputWarning,
+            stacklevel=3,
+        )
 
 
 def measure_run(
@@ -158,32 +192,54 @@ def measure_run(
         OSError: If the numbers cannot be written.
     """
     path = Path(workdir) / "measures.json"
-    asked = json.loads(json.dumps(settings._asdict()))
+    steps = _regular_steps(workdir)
+    asked = json.loads(json.dumps({**settings._asdict(), "steps": steps}))
     if path.is_file():
         found = json.loads(path.read_text())
         if found["settings"] == asked:
             return found
+    # At most as many training images, which need no longer than the held-out ones.
+    held_out = split.held_out.images[:_MOST_LOSSES]
     curves = losses_over_training(
         workdir,
-        {"training": split.training.images, "held_out": split.held_out.images},
+        {"training": split.training.images[: len(held_out)], "held_out": held_out},
         np.asarray(SIGMAS),
         jax.random.key(0),
     )
+    kept = np.isin(curves.steps, steps)
     values = {
         "settings": asked,
-        "steps": curves.steps.tolist(),
+        "steps": curves.steps[kept].tolist(),
         "sigmas": list(SIGMAS),
-        "training": curves.loss["training"].tolist(),
-        "held_out": curves.loss["held_out"].tolist(),
+        "training": curves.loss["training"][kept].tolist(),
+        "held_out": curves.loss["held_out"][kept].tolist(),
         "samples": [
             _measure_samples(workdir, int(step), split, settings)
-            for step in _spread(curves.steps, settings.sampled_checkpoints)
+            for step in _spread(curves.steps[kept], settings.sampled_checkpoints)
         ],
         "equivariance": _equivariance(workdir, split, augmentation),
     }
     text = json.dumps(values, allow_nan=False)
     write_atomically(path, lambda file: file.write(text.encode()))
     return values
+
+
+def _regular_steps(workdir: str | Path) -> list[int]:
+    """Return the steps at which every run of a study has a checkpoint.
+
+    Raises:
+        InputError: If the run has not come to its end.
+    """
+    record = read_record(workdir)
+    assert record is not None, "it was trained before"
+    training, found = record.config.training, checkpoint_steps(workdir)
+    if training.num_steps not in found:
+        raise InputError(
+            f"{workdir} stopped at step {max(found)} of {training.num_steps}; run the "
+            "same command to continue"
+        )
+    every = training.checkpoint_every_steps
+    return [s for s in found if s % every == 0 or s == training.num_steps]
 
 
 def _spread(steps: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -213,9 +269,11 @@ def _measure_samples(
         moved = _transformed(build_transform(name), references)
         leak = leak_rate(kept, references, moved, control=control)
         assert leak.control is not None, "a control was given"
+        clear = int((leak.margin > CLEAR_MARGIN).sum())
         values["leaks"][name] = {
             "share": _share(leak.share),
             "control": _share(leak.control),
+            "clear": _share(share_interval(clear, len(kept))),
         }
     if settings.background:
         values["background"] = _share(background_leak_rate(kept))

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from analysis.augmentation_arms import ARMS, build_arm
 from configs.errors import InputError
 from configs.presets import load_preset, preset_names
 from configs.schema import ExperimentConfig
@@ -19,7 +20,6 @@ from diffusion.host_memory import keep_freed_memory
 __all__ = ["main"]
 
 _PROGRAM = "python -m analysis.augmentation_study"
-_ARMS = ("none", "nla", "nla-blind", "score", "score-blind", "both", "both-blind")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Options:
     experiment: Annotated[ExperimentConfig, tyro.conf.arg(name="")]
     workdir: str
     """Folder of the study; each run has a folder in it."""
-    arms: tuple[str, ...] = _ARMS
+    arms: tuple[str, ...] = tuple(ARMS)
     """Arms: none, nla, score, both, each with -blind for no condition; behind = other
     transforms than augmentation.transforms, such as score-blind=rot90,flip."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -70,7 +70,6 @@ def main() -> None:
         "them. PRESET is one of: " + ", ".join(preset_names()) + ".",
     )
     # Imported here: a wrong command line should not wait for the libraries.
-    from analysis.augmentation_arms import build_arm
     from analysis.augmentation_report import write_study
     from analysis.augmentation_runs import Settings, run_study
 
@@ -85,9 +84,11 @@ def main() -> None:
         background=options.background,
     )
     runs = run_study(arms, base, options.seeds, options.workdir, settings)
+    flips = "half" if base.data.horizontal_flip else "none"
     summary = (
         f"{len(arms)} arms, {len(options.seeds)} seeds, {base.training.num_steps:,} "
-        f"steps of {base.training.batch_size} images each, on {name}."
+        f"steps of {base.training.batch_size} images each, on {name}; {flips} of the "
+        "images are mirrored besides what an arm does."
     )
     write_study(runs, options.workdir, f"Augmentation on {name}", summary)
     print(f"study: {options.workdir}/study.html")

@@ -7,34 +7,15 @@ paper, ``scoreaug-nobright`` for three of them.
 
 from dataclasses import dataclass
 
-from configs.errors import choice_error, require, require_choice
+from configs.errors import require, require_choice
 
-__all__ = ["PRESET_TRANSFORMS", "TRANSFORM_NAMES", "AugmentationConfig"]
+__all__ = ["PRESET_TRANSFORMS", "AugmentationConfig", "expand"]
 
 MODES = ("none", "nla", "score", "nla+score")
 NOISY_SIDES = ("joint", "split", "clean")
 SIGMA_LABELS = ("nominal", "effective")
 LOSS_NORMALIZATIONS = ("none", "gain", "visible")
 COMBINATIONS = ("sequential", "either")
-TRANSFORM_NAMES = {
-    "affine",
-    "brightness",
-    "channel-permutation",
-    "circular-shift",
-    "cutout",
-    "d4",
-    "edm-nla",
-    "flip",
-    "gamma",
-    "hue",
-    "identity",
-    "patch-mask",
-    "rot90",
-    "saturation",
-    "solarise",
-    "translate",
-}
-"""What can be named; `diffusion.augmentation.register_transform` adds to it."""
 PRESET_TRANSFORMS = {
     "scoreaug-linear": ("brightness", "translate", "cutout", "rot90"),
     "scoreaug-nobright": ("translate", "cutout", "rot90"),
@@ -83,7 +64,7 @@ class AugmentationConfig:
             given = getattr(self, name)
             require(len(given) > 0, f"augmentation.{name}", given, "one name or more")
             for text in given:
-                _require_transform(text)
+                _require_strengths(text)
         count = len(self.expanded)
         weights = self.weights
         require(
@@ -127,12 +108,12 @@ class AugmentationConfig:
 
     @property
     def mirrors_sideways(self) -> bool:
-        """Whether some images are mirrored left to right before noise is added."""
+        """Whether some images are mirrored left to right."""
         active = {
             "none": (),
             "nla": self.expanded,
-            "score": (),
-            "nla+score": expand(self.nla_transforms),
+            "score": self.expanded,
+            "nla+score": (*self.expanded, *expand(self.nla_transforms)),
         }[self.mode]
         return any(text.split(":")[0] in ("d4", "edm-nla", "flip") for text in active)
 
@@ -144,12 +125,10 @@ def expand(names: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-def _require_transform(text: str) -> None:
+def _require_strengths(text: str) -> None:
+    """Refuse strengths that are no numbers; names are known to those who build."""
     name, *strengths = text.split(":")
-    if name in PRESET_TRANSFORMS and not strengths:
-        return
-    if name not in TRANSFORM_NAMES:
-        raise choice_error("transform", name, (*TRANSFORM_NAMES, *PRESET_TRANSFORMS))
+    require(bool(name), "a transform's name", text, "in front of its strengths")
     for strength in strengths:
         try:
             float(strength)

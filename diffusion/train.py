@@ -62,8 +62,8 @@ def main() -> None:
     )
     if _mirrors(load_preset(name)) and not _mirrors(options.experiment):
         warnings.warn(
-            f"{name} mirrors images by its augmentation, which is switched off: none "
-            "will be mirrored; --data.horizontal-flip True mirrors half of them",
+            f"{name} mirrors half of the images, and with these options none is "
+            "mirrored; --data.horizontal-flip True mirrors half of them",
             InputWarning,
             stacklevel=1,
         )

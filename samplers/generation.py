@@ -125,6 +125,12 @@ def _conditioned(
             f"--condition has {len(condition)} numbers; this network takes {size} "
             "finite ones"
         )
+    told = record.config.augmentation
+    if told.mode != "none" and not told.condition:
+        raise InputError(
+            "this network was trained without being told the augmentation; leave out "
+            "--condition"
+        )
     values = jnp.asarray(condition, jnp.float32)
     return dataclasses.replace(denoiser, condition=values)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from configs.augmentation_schema import (
     PRESET_TRANSFORMS,
-    TRANSFORM_NAMES,
     AugmentationConfig,
     expand,
 )
@@ -70,7 +69,7 @@ def build_transform(text: str) -> Transform:
     """
     name, *strengths = text.split(":")
     if name not in TRANSFORMS:
-        raise choice_error("transform", name, TRANSFORMS)
+        raise choice_error("transform", name, (*TRANSFORMS, *PRESET_TRANSFORMS))
     make = TRANSFORMS[name]
     allowed = list(inspect.signature(make).parameters)
     if len(strengths) > len(allowed):
@@ -80,7 +79,7 @@ def build_transform(text: str) -> Transform:
         )
     try:
         return make(*[float(value) for value in strengths])
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise InputError(f"augmentation '{text}': {error}") from error
 
 
@@ -99,7 +98,6 @@ def register_transform(name: str, make: Callable[..., Transform]) -> None:
     if not name or ":" in name or "," in name or "=" in name:
         raise InputError(f"'{name}' cannot name a transform; use letters and dashes")
     TRANSFORMS[name] = make
-    TRANSFORM_NAMES.add(name)
 
 
 def build_augmentation(config: AugmentationConfig) -> ScoreAugmentation | None:

@@ -145,6 +145,7 @@ class Saturation:
         _require_colour(shape, self)
         exponent = jax.random.uniform(key, dtype=jnp.float32, minval=-1.0, maxval=1.0)
         factor = jnp.exp(exponent * math.log(self.max_factor))
+        exponent = jnp.where(factor == 1, 0.0, exponent)
         grey = jnp.full((3, 3), 1 / 3, jnp.float32)
         return MixParams(
             exponent, grey + factor * (jnp.eye(3, dtype=jnp.float32) - grey)

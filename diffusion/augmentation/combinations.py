@@ -156,7 +156,9 @@ class Chain:
     """T applies several transforms, the first one first.
 
     The condition is that of all side by side; where they cancel, such as a turn by 90
-    and one by 270 degrees, it is zero.
+    and one by 270 degrees, it is zero.  Whether they do is seen for gathers of pixels
+    and channel matrices; of orthogonal transforms, which can cancel, there may be one
+    at most beside a transform of another kind.
 
     Args:
         transforms: One or more.
@@ -165,8 +167,16 @@ class Chain:
     transforms: tuple[Transform, ...]
 
     def __post_init__(self) -> None:
-        """Check that there is one."""
+        """Check that there is one, and that cancelling is seen."""
         object.__setattr__(self, "transforms", _transforms(self, self.transforms))
+        others = [t for t in self.transforms if not hasattr(t, "pixel_map")]
+        turning = [t for t in self.transforms if _can_turn(t)]
+        if others and len(turning) > 1:
+            names = " and ".join(type(item).__name__ for item in turning)
+            raise InputError(
+                f"Chain: {names} could cancel unseen beside "
+                f"{type(others[0]).__name__}; keep one of them"
+            )
 
     @property
     def linear(self) -> bool:
@@ -310,6 +320,17 @@ class Maybe:
             return None
         maps = (identity_map(shape), found)
         return select(params.active.astype(jnp.int32), maps, shape[-1])
+
+
+def _can_turn(transform: Transform) -> bool:
+    """Return whether some map other than the identity is an orthogonal one."""
+    parts = getattr(transform, "transforms", (getattr(transform, "transform", None),))
+    if parts != (None,):
+        return any(_can_turn(part) for part in parts)
+    mirrors = getattr(
+        transform, "draws_identity", False
+    )  # EDM's pipe turns and mirrors
+    return mirrors or (transform.orthogonal and type(transform).__name__ != "Identity")
 
 
 def _transforms(owner: Any, given: Any) -> tuple[Transform, ...]:

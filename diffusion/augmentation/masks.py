@@ -1,5 +1,6 @@
 """Masks: parts of the image are set to zero, which is mid-grey."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,6 +71,11 @@ class Cutout:
                 f"Cutout({self.min_fraction:g}, {self.max_fraction:g}) cuts less than "
                 f"one pixel of images of {sides[0]}x{sides[1]}; raise max_fraction"
             )
+        if any(a >= b for a, b in zip(largest, sides, strict=True)):
+            raise InputError(
+                f"Cutout({self.min_fraction:g}, {self.max_fraction:g}) hides a whole "
+                f"side of images of {sides[0]}x{sides[1]} pixels; lower max_fraction"
+            )
         bounds = jnp.asarray(smallest, jnp.int32), jnp.asarray(largest, jnp.int32) + 1
         size = jax.random.randint(size_key, (2,), *bounds, jnp.int32)
         room = jnp.asarray(sides, jnp.int32) - size + 1
@@ -129,7 +135,8 @@ class PatchMask:
     def __post_init__(self) -> None:
         """Check the ranges."""
         size = self.patch_size
-        require(size == int(size) > 0, "PatchMask.patch_size", size, "an integer > 0")
+        whole = math.isfinite(size) and size == int(size) > 0
+        require(whole, "PatchMask.patch_size", size, "an integer > 0")
         object.__setattr__(self, "patch_size", int(size))
         require_fraction("PatchMask.max_fraction", self.max_fraction)
 

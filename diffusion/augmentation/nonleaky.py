@@ -65,7 +65,8 @@ class EDMPipeParams(NamedTuple):
         mirrored: (2,) bool, sideways and upside down.
         scale: () w of the scale.
         angle: () radians.
-        stretch: (2,) w cos r and w sin r.
+        stretch: () w of the stretch.
+        axis: () r, radians.
         shift: (2,) w right and w down.
     """
 
@@ -73,6 +74,7 @@ class EDMPipeParams(NamedTuple):
     scale: Array
     angle: Array
     stretch: Array
+    axis: Array
     shift: Array
 
 
@@ -94,7 +96,6 @@ class EDMPipe:
     injective = False
     self_identifying = False
     draws_identity = True
-    mirrors_sideways = True
 
     def __post_init__(self) -> None:
         """Check the probability."""
@@ -104,20 +105,19 @@ class EDMPipe:
     def sample(self, key: Array, shape: tuple[int, ...]) -> EDMPipeParams:
         """Draw the operations."""
         require_image(shape, self)
-        keys = jax.random.split(key, 7)
+        keys = jax.random.split(key, 5)
         drawn = jax.random.bernoulli(keys[0], jnp.float32(self.probability), (5,))
         coins = jax.random.bernoulli(keys[1], jnp.float32(0.5), (3,))
         normal = jax.random.normal(keys[2], (4,), jnp.float32)
         pi = math.pi
         angle = jax.random.uniform(keys[3], dtype=jnp.float32, minval=-pi, maxval=pi)
         axis = jax.random.uniform(keys[4], dtype=jnp.float32, minval=-pi, maxval=pi)
-        axis = jnp.where(coins[2], axis, 0.0)
-        direction = jnp.stack([jnp.cos(axis), jnp.sin(axis)])
         return EDMPipeParams(
             mirrored=jnp.stack([coins[0], coins[1] & drawn[0]]),
             scale=jnp.where(drawn[1], normal[0], 0.0),
             angle=jnp.where(drawn[2], angle, 0.0),
-            stretch=jnp.where(drawn[3], normal[1] * direction, 0.0),
+            stretch=jnp.where(drawn[3], normal[1], 0.0),
+            axis=jnp.where(drawn[3] & coins[2], axis, 0.0),
             shift=jnp.where(drawn[4], normal[2:], 0.0),
         )
 
@@ -134,20 +134,20 @@ class EDMPipe:
 
     def encode(self, params: EDMPipeParams) -> Array:
         """Return the nine numbers, in EDM's order."""
-        angle = params.angle
+        angle, axis = params.angle, params.axis
         return jnp.concatenate(
             [
                 params.mirrored.astype(jnp.float32),
                 jnp.stack([params.scale, jnp.cos(angle) - 1, jnp.sin(angle)]),
-                params.stretch,
+                params.stretch * jnp.stack([jnp.cos(axis), jnp.sin(axis)]),
                 params.shift,
             ]
         )
 
 
 def _is_warped(params: EDMPipeParams) -> Array:
-    rest = (params.scale[None], params.angle[None], params.stretch, params.shift)
-    return jnp.any(jnp.concatenate(rest) != 0)
+    rest = jnp.stack([params.scale, params.angle, params.stretch])
+    return jnp.any(rest != 0) | jnp.any(params.shift != 0)
 
 
 def _inverse(params: EDMPipeParams, shape: tuple[int, ...]) -> tuple[Array, Array]:
@@ -155,12 +155,12 @@ def _inverse(params: EDMPipeParams, shape: tuple[int, ...]) -> tuple[Array, Arra
 
     The image is scaled, turned counter-clockwise, stretched and shifted, in this order.
     """
-    stretch = jnp.hypot(params.stretch[0], params.stretch[1])
-    axis = jnp.arctan2(params.stretch[1], params.stretch[0])
     # On (down, right): the axis lies along "right" once it is turned back.
-    factors = jnp.exp2(_SCALE_STD * jnp.stack([stretch, -stretch]))
-    turned_back = rotation(-axis)
-    unstretch = _product(_product(rotation(axis), jnp.diag(factors)), turned_back)
+    logs = jnp.stack([params.stretch, -params.stretch])
+    factors = jnp.diag(jnp.exp2(_SCALE_STD * logs))
+    unstretch = _product(
+        _product(rotation(params.axis), factors), rotation(-params.axis)
+    )
     scale = jnp.exp2(-_SCALE_STD * params.scale)
     inverse = scale * _product(rotation(-params.angle), unstretch)
     sides = jnp.asarray(shape[:2], params.shift.dtype)

@@ -32,7 +32,7 @@ from configs.augmentation_schema import (
 from configs.errors import InputError, InputWarning, require, require_choice
 from diffusion.augmentation.combinations import OneOf, pixel_map_of
 from diffusion.augmentation.pixel_map import gain_of, visible_share
-from diffusion.augmentation.transforms import Transform
+from diffusion.augmentation.transforms import Brightness, Transform
 
 __all__ = ["AugmentedBatch", "Draw", "ScoreAugmentation"]
 
@@ -88,7 +88,7 @@ class ScoreAugmentation:
             share of pixels that T does not hide.
         identity_probability: How often an image stays as it is; None: 1/(K + 1) for the
             K transforms of a `OneOf`, 1/2 for another transform, and 0 for one that
-            draws the identity itself.
+            draws the identity itself.  Of nla+score, each of the two by itself.
         identity_anneal_images: (a, b): from a images seen to b this probability goes
             linearly to 1.
         combination: nla+score: sequential, both act, nla first; either, a fair coin
@@ -242,14 +242,19 @@ class ScoreAugmentation:
     def loss_factor(self, draw: Draw, shape: tuple[int, ...]) -> Array | None:
         """Return the factor on each image's loss, (B,); None for 1.
 
-        In mode nla, or with the noisy side clean, no pixel's noise is changed, but the
-        target is, so the factor is that of the transform all the same.
+        A gain counts on either side, as the target has it; pixels count as hidden on
+        the noisy side alone, for on the clean side they carry noise.
         """
         if self.loss_normalization == "none" or self.mode == "none":
             return None
         if self.loss_normalization == "gain":
-            return self._of_any(draw, shape, gain_of) ** -2
-        share = self._of_any(draw, shape, visible_share)
+            gain = self._of_score(draw, shape, gain_of)
+            if self._nla is not None and draw.nla is not None:
+                gain = gain * _measured(self._nla, draw.nla, shape, gain_of)
+            return gain**-2
+        if self._score is None or self.noisy_side == "clean":
+            return None
+        share = self._of_score(draw, shape, visible_share)
         return jnp.where(share > 0, 1 / jnp.maximum(share, 1e-6), 0.0)
 
     def condition_size(self, shape: tuple[int, ...]) -> int:
@@ -259,7 +264,9 @@ class ScoreAugmentation:
             InputError: If a transform cannot act on such images.
         """
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-        found = jax.eval_shape(lambda k: self.encode(self.draw(k, shape)), keys)
+        found = jax.eval_shape(
+            lambda k: self.encode(self.draw(k, shape, images_seen=0)), keys
+        )
         return 0 if found is None or not self.condition else found.shape[1]
 
     @property
@@ -283,7 +290,9 @@ class ScoreAugmentation:
         for item, stage in stages:
             if item is None or stage is None:
                 continue
-            index = jnp.where(stage.active, first + _member_index(item, stage), 0)
+            told = (jax.vmap(item.encode)(stage.params) != 0).any(axis=1)
+            index = first + _member_index(item, stage)
+            index = jnp.where(stage.active & told, index, 0)
             found = index if found is None else jnp.where(index > 0, index, found)
             first += len(_member_names(item))
         if found is None:
@@ -336,12 +345,6 @@ class ScoreAugmentation:
             return jnp.ones((), jnp.float32)
         return _measured(self._score, draw.score, shape, measure)
 
-    def _of_any(self, draw: Draw, shape: tuple[int, ...], measure: Any) -> Array:
-        found = self._of_score(draw, shape, measure)
-        if self._nla is None or draw.nla is None:
-            return found
-        return found * _measured(self._nla, draw.nla, shape, measure)
-
     def _leaking(self) -> list[str]:
         """Return the names of transforms that a network cannot see."""
         names = []
@@ -352,11 +355,18 @@ class ScoreAugmentation:
                 for item in _members(self._score)
                 if clean_side
                 or not item.self_identifying
-                or (self.sigma_label == "effective" and hasattr(item, "max_gain"))
+                or (self.sigma_label == "effective" and _has_gain(item))
             ]
         if self._nla is not None:
             names += [type(item).__name__ for item in _members(self._nla)]
         return [name for name in dict.fromkeys(names) if name != "Identity"]
+
+
+def _has_gain(transform: Any) -> bool:
+    parts = getattr(transform, "transforms", (getattr(transform, "transform", None),))
+    if parts != (None,):
+        return any(_has_gain(part) for part in parts)
+    return isinstance(transform, Brightness)
 
 
 def _transformed(transform: Transform, stage: StageDraw, x: Array) -> Array:
@@ -371,10 +381,22 @@ def _measured(
     """Return a number of each image's pixel map, (B,); 1 for other transforms."""
 
     def one(params: Any) -> Array:
-        found = pixel_map_of(transform, params, shape)
-        return jnp.float32(1) if found is None else measure(found)
+        if isinstance(transform, OneOf):
+            pairs = zip(transform.transforms, params.members, strict=True)
+            found = [
+                _measured_member(item, member, shape, measure) for item, member in pairs
+            ]
+            return jnp.stack(found)[params.index]
+        return _measured_member(transform, params, shape, measure)
 
     return jnp.where(stage.active, jax.vmap(one)(stage.params), 1.0)
+
+
+def _measured_member(
+    transform: Transform, params: Any, shape: tuple[int, ...], measure: Any
+) -> Array:
+    found = pixel_map_of(transform, params, shape)
+    return jnp.ones((), jnp.float32) if found is None else measure(found)
 
 
 def _members(transform: Transform) -> tuple[Transform, ...]:
@@ -382,7 +404,13 @@ def _members(transform: Transform) -> tuple[Transform, ...]:
 
 
 def _member_names(transform: Transform) -> list[str]:
-    return [type(item).__name__ for item in _members(transform)]
+    """Return the names of the members; those that occur again are numbered."""
+    names: list[str] = []
+    for item in _members(transform):
+        name = type(item).__name__
+        again = sum(other.split()[0] == name for other in names)
+        names.append(f"{name} {again + 1}" if again else name)
+    return names
 
 
 def _member_index(transform: Transform, stage: StageDraw) -> Array:

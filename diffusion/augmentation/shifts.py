@@ -36,6 +36,11 @@ def _draw_shift(
             f"{name}({fraction:g}) moves images of {shape[0]}x{shape[1]} pixels by "
             f"less than one; give at least {1 / max(shape[:2]):.2g}"
         )
+    if any(a >= b for a, b in zip(longest, shape[:2], strict=True)):
+        raise InputError(
+            f"{name}({fraction:g}) moves images of {shape[0]}x{shape[1]} pixels out of "
+            "themselves; lower it"
+        )
     bound = jnp.asarray(longest, jnp.int32)
     pixels = jax.random.randint(key, (2,), -bound, bound + 1, jnp.int32)
     return ShiftParams(pixels, pixels.astype(jnp.float32) / jnp.maximum(bound, 1))

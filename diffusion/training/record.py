@@ -111,6 +111,9 @@ def _refuse_contradiction(workdir: str | Path, old: Record, new: Record) -> None
         for name, pair in differing_fields(old.config, new.config).items()
         if name not in _FREE_FIELDS
     }
+    modes = {old.config.augmentation.mode, new.config.augmentation.mode}
+    if modes == {"none"}:  # what is switched off does not matter
+        fields = {k: v for k, v in fields.items() if not k.startswith("augmentation.")}
     for name in ("event_shape", "sigma_data", "data_digest"):
         pair = (getattr(old, name), getattr(new, name))
         if pair[0] != pair[1] and not fields:
