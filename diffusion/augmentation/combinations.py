@@ -22,7 +22,7 @@ from diffusion.augmentation.pixel_map import (
     is_identity,
     select,
 )
-from diffusion.augmentation.transforms import Transform, linear_adjoint
+from diffusion.augmentation.transforms import Identity, Transform, linear_adjoint
 
 __all__ = ["Chain", "Maybe", "OneOf", "pixel_map_of"]
 
@@ -324,13 +324,14 @@ class Maybe:
 
 def _can_turn(transform: Transform) -> bool:
     """Return whether some map other than the identity is an orthogonal one."""
-    parts = getattr(transform, "transforms", (getattr(transform, "transform", None),))
-    if parts != (None,):
-        return any(_can_turn(part) for part in parts)
+    if isinstance(transform, Maybe):
+        return _can_turn(transform.transform)
+    if isinstance(transform, OneOf | Chain):
+        return any(_can_turn(part) for part in transform.transforms)
     mirrors = getattr(
         transform, "draws_identity", False
     )  # EDM's pipe turns and mirrors
-    return mirrors or (transform.orthogonal and type(transform).__name__ != "Identity")
+    return mirrors or (transform.orthogonal and not isinstance(transform, Identity))
 
 
 def _transforms(owner: Any, given: Any) -> tuple[Transform, ...]:

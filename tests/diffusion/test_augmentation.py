@@ -12,7 +12,9 @@ from configs.augmentation_schema import PRESET_TRANSFORMS, AugmentationConfig
 from configs.errors import InputError, InputWarning
 from diffusion.augmentation import (
     D4,
+    Affine,
     Brightness,
+    Chain,
     ChannelPermutation,
     CircularShift,
     Cutout,
@@ -29,6 +31,7 @@ from diffusion.augmentation import (
     augmentation_preset,
     build_augmentation,
     build_transform,
+    register_transform,
 )
 from diffusion.augmentation.building import TRANSFORMS
 
@@ -135,8 +138,10 @@ def test_both_kinds_together(combination):
     np.testing.assert_array_equal(family, np.where(bright, 2, np.where(flipped, 1, 0)))
 
 
-def test_labels_and_losses_follow_the_gain_and_the_visible_pixels():
-    plain = ScoreAugmentation(OneOf((Brightness(), Cutout())))
+@pytest.mark.parametrize("others", [(), (Affine(),)])
+def test_labels_and_losses_follow_the_gain_and_the_visible_pixels(others):
+    """Beside a transform that is no gather of pixels too."""
+    plain = ScoreAugmentation(OneOf((Brightness(), Cutout(), *others)))
     draw = plain.draw(KEYS, SHAPE)
     index, active = np.asarray(draw.score.params.index), np.asarray(draw.score.active)
     bright, hidden = active & (index == 0), active & (index == 1)
@@ -152,13 +157,10 @@ def test_labels_and_losses_follow_the_gain_and_the_visible_pixels():
     by_share = dataclasses.replace(plain, loss_normalization="visible")
     np.testing.assert_allclose(by_share.loss_factor(draw, SHAPE), 1 / share, rtol=1e-5)
     assert plain.loss_factor(draw, SHAPE) is None
-    nla = dataclasses.replace(effective, mode="nla").apply(
-        dataclasses.replace(effective, mode="nla").draw(KEYS, SHAPE),
-        CLEAN,
-        NOISE,
-        SIGMA,
-    )
-    np.testing.assert_array_equal(nla.sigma, SIGMA)
+    nla = dataclasses.replace(by_share, mode="nla", sigma_label="effective")
+    draw = nla.draw(KEYS, SHAPE)
+    np.testing.assert_array_equal(nla.apply(draw, CLEAN, NOISE, SIGMA).sigma, SIGMA)
+    assert nla.loss_factor(draw, SHAPE) is None, "on the clean side all pixels count"
 
 
 @pytest.mark.parametrize(
@@ -189,6 +191,7 @@ def test_the_identity_takes_over_towards_the_end():
         for n in (0, 100, 150, 200, 1000)
     ]
     np.testing.assert_allclose(shares, [0.2, 0.2, 0.6, 1, 1], atol=0.02)
+    assert augment.condition_size(SHAPE) == 1
     with pytest.raises(InputError, match="images_seen must be given"):
         augment.draw(keys, SHAPE)
 
@@ -229,6 +232,8 @@ def test_published_sets_by_name():
         augment = augmentation_preset(name)
         assert augment.condition_size((16, 16, 3)) == size
         assert augment.mode == ("nla" if name == "edm-nla" else "score")
+    twice = ScoreAugmentation(OneOf((Brightness(1.2), Flip(), Brightness())))
+    assert twice.families == ("identity", "Brightness", "Flip", "Brightness 2")
     names = augmentation_preset("scoreaug-linear").families[1:]
     assert names == ("Brightness", "Translate", "Cutout", "Rot90")
     with pytest.raises(InputError, match=r"did you mean 'scoreaug-linear'"):
@@ -266,7 +271,9 @@ def test_so_many_images_are_at_most_mirrored(probability, share):
     np.testing.assert_array_equal(found[:, 2], params.scale)
     np.testing.assert_allclose(found[:, 3], np.cos(angle) - 1, atol=1e-6)
     np.testing.assert_allclose(found[:, 4], np.sin(angle), atol=1e-6)
-    np.testing.assert_array_equal(found[:, 5:7], params.stretch)
+    axis, stretch = np.asarray(params.axis), np.asarray(params.stretch)
+    np.testing.assert_allclose(found[:, 5], stretch * np.cos(axis), atol=1e-6)
+    np.testing.assert_allclose(found[:, 6], stretch * np.sin(axis), atol=1e-6)
     np.testing.assert_array_equal(found[:, 7:], params.shift)
     for column, std in ((2, 1), (7, 1), (8, 1)):
         drawn = found[found[:, column] != 0, column]
@@ -274,12 +281,10 @@ def test_so_many_images_are_at_most_mirrored(probability, share):
         assert drawn.std() == pytest.approx(std, rel=0.06)
     turned = angle[angle != 0]
     assert turned.std() == pytest.approx(2 * np.pi / np.sqrt(12), rel=0.05)
-    stretched = np.linalg.norm(found[:, 5:7], axis=1)
-    along = found[stretched > 0, 6] == 0
-    assert along.mean() == pytest.approx(0.5, abs=0.03)
-    assert stretched[stretched > 0].std() == pytest.approx(
-        np.sqrt(1 - 2 / np.pi), rel=0.1
-    )
+    drawn = stretch != 0
+    assert (axis[drawn] == 0).mean() == pytest.approx(0.5, abs=0.03)
+    assert stretch[drawn].std() == pytest.approx(1, rel=0.06)
+    assert stretch[drawn].mean() == pytest.approx(0, abs=0.06)
 
 
 def blob(row: float, column: float, long: float = 2.0, angle: float = 0.0):
@@ -322,26 +327,19 @@ def test_scale_and_stretch_of_the_pipe():
     params = drawn_operations(scale=jnp.float32(2.0))  # 2^.4
     found = np.asarray(EDMPipe().apply(params, blob(*centre)), np.float64)[..., 0]
     assert found.sum() == pytest.approx(2**0.8 * float(blob(*centre).sum()), rel=0.02)
-    for axis in (0.0, 0.7):
-        direction = 2.0 * jnp.asarray([np.cos(axis), np.sin(axis)], jnp.float32)
-        params = drawn_operations(stretch=direction)
+    for axis, w in ((0.0, 2.0), (0.7, 2.0), (0.0, -2.0), (0.7, -2.0)):
+        params = drawn_operations(stretch=jnp.float32(w), axis=jnp.float32(axis))
         found = np.asarray(EDMPipe().apply(params, blob(*centre)), np.float64)[..., 0]
         down, right = np.mgrid[:24, :20] - np.asarray(centre)[:, None, None]
-        cross = (
-            np.array(
-                [
-                    [(found * a * b).sum() for b in (right, -down)]
-                    for a in (right, -down)
-                ]
-            )
-            / found.sum()
-        )
-        values, vectors = np.linalg.eigh(cross)
-        # Standard deviations 2 x 2^(-.4) across and 2 x 2^.4 along the axis.
+        offsets = (right, -down)
+        cross = [[(found * a * b).sum() for b in offsets] for a in offsets]
+        values, vectors = np.linalg.eigh(np.array(cross) / found.sum())
+        # Standard deviation 2 x 2^(w/5) along the axis and 2 x 2^(-w/5) across.
         np.testing.assert_allclose(
-            np.sqrt(values), [2 * 2**-0.4, 2 * 2**0.4], rtol=0.06
+            np.sqrt(values), [2 * 2**-0.4, 2 * 2**0.4], rtol=0.08
         )
-        assert abs(vectors[:, 1] @ [np.cos(axis), np.sin(axis)]) > 0.99
+        longest = axis if w > 0 else axis + np.pi / 2
+        assert abs(vectors[:, 1] @ [np.cos(longest), np.sin(longest)]) > 0.99
 
 
 def test_shifts_by_whole_pixels_lose_nothing_and_edges_are_reflected():
@@ -385,6 +383,13 @@ def test_every_name_of_the_configuration_is_built():
             r"Translate.max_fraction is 1.0; it must be in \(0, 1\)",
         ),
         (lambda: Translate(0.05).sample(KEYS[0], SHAPE), "by less than one; give"),
+        (lambda: Translate(0.97).sample(KEYS[0], SHAPE), "out of themselves; lower it"),
+        (lambda: Cutout(0.1, 0.97).sample(KEYS[0], SHAPE), "hides a whole side"),
+        (lambda: PatchMask(float("inf")), "an integer > 0"),
+        (lambda: Chain((Flip(), Affine(), D4())), "Flip and D4 could cancel unseen"),
+        (lambda: Chain((Flip(), EDMPipe())), "Flip and EDMPipe could cancel unseen"),
+        (lambda: register_transform("flip", Flip), "called 'flip' already"),
+        (lambda: register_transform("a:b", Flip), "cannot name a transform"),
         (lambda: CircularShift(0.6), r"must be in \(0, 0.5\)"),
         (lambda: CircularShift(0.45).sample(KEYS[0], (2, 2, 1)), "half a side or more"),
         (lambda: Cutout(0.6, 0.5), "min_fraction is 0.6"),
@@ -423,7 +428,10 @@ def test_every_name_of_the_configuration_is_built():
             lambda: ScoreAugmentation(Flip())(KEYS, CLEAN, NOISE[:3], SIGMA),
             "they must agree",
         ),
-        (lambda: AugmentationConfig(transforms=("rot45",)), "did you mean 'rot90'"),
+        (
+            lambda: build_augmentation(AugmentationConfig("score", ("rot45",))),
+            "did you mean 'rot90'",
+        ),
         (lambda: AugmentationConfig(transforms=("cutout:a",)), "it must be a number"),
         (lambda: AugmentationConfig(transforms=()), "one name or more"),
         (

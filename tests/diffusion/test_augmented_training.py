@@ -12,10 +12,15 @@ import numpy as np
 import optax
 import pytest
 
-from configs.errors import InputError
+from configs.errors import InputError, InputWarning
 from configs.network_schema import MLPConfig
 from configs.presets import load_preset, variant_names
-from configs.schema import AugmentationConfig, DataConfig, PreconditioningConfig
+from configs.schema import (
+    AugmentationConfig,
+    DataConfig,
+    PreconditioningConfig,
+    SamplerConfig,
+)
 from diffusion import train as train_entry
 from diffusion.augmentation import (
     Brightness,
@@ -46,7 +51,7 @@ def tiny(config, images_path, **changes):
     network = dataclasses.replace(
         config.network,
         model_channels=8,
-        channel_mult=(1,) * len(config.network.channel_mult),
+        channel_mult=(1,),
         num_blocks=1,
         attention_resolutions=(),
         dtype="float32",
@@ -149,19 +154,18 @@ def test_every_mode_takes_real_steps(augmentation, tmp_path):
     rows = read_metrics(tmp_path)
     assert len(rows) == 2
     assert all(np.isfinite(row["loss"]) for row in rows)
-    moved = load_denoiser(tmp_path, ema=False).params
-    told = np.abs(moved["map_augment"]["kernel"]).sum()
-    assert np.isfinite(told)
-    # What leaves the network untold does not train its input.
-    start = build_network(config.network, (12, 12, 1))
-    assert told > 0
-    assert start.num_parameters() == sum(a.size for a in jax.tree.leaves(moved))
+    # The condition's input is trained if and only if the network is told.
+    start, end = (
+        load_denoiser(tmp_path, step=step, ema=False).params["map_augment"]["kernel"]
+        for step in (0, 2)
+    )
+    assert np.array_equal(start, end) != augmentation.condition
 
 
 # --- the command line
 
 
-def glyph_run(tmp_path, **augmentation):
+def glyph_run(**augmentation):
     config = load_preset("glyphs")
     return dataclasses.replace(
         config,
@@ -169,6 +173,7 @@ def glyph_run(tmp_path, **augmentation):
         augmentation=AugmentationConfig(
             mode="score", transforms=("rot90",), **augmentation
         ),
+        optim=dataclasses.replace(config.optim, learning_rate=0.02, warmup_images=0),
         training=dataclasses.replace(
             config.training, num_steps=4, batch_size=8, evaluation_images=8
         ),
@@ -177,11 +182,7 @@ def glyph_run(tmp_path, **augmentation):
 
 def test_transformed_images_are_drawn_with_a_condition(tmp_path):
     run = tmp_path / "run"
-    train(glyph_run(tmp_path), run)
-    settings = load_preset("glyphs")
-    del settings
-    from configs.schema import SamplerConfig
-
+    train(glyph_run(), run)
     plain = SamplerConfig(num_points=3)
     for name, condition in (("a", ()), ("b", (0.0, 0.0, 0.0)), ("c", (0.0, 1.0, 0.0))):
         generate_samples(
@@ -200,6 +201,13 @@ def test_transformed_images_are_drawn_with_a_condition(tmp_path):
             generate_samples(
                 run, tmp_path / "d", plain, num_samples=1, seed=0, condition=condition
             )
+    blind = tmp_path / "blind"
+    with pytest.warns(InputWarning, match="Rot90 without condition"):
+        train(glyph_run(condition=False), blind)
+    with pytest.raises(InputError, match="trained without being told"):
+        generate_samples(
+            blind, tmp_path / "d", plain, num_samples=1, seed=0, condition=(1.0, 0, 0)
+        )
     with pytest.raises(InputError, match=r"leave out --sampler.teleport"):
         generate_samples(
             run,
@@ -211,14 +219,33 @@ def test_transformed_images_are_drawn_with_a_condition(tmp_path):
         )
 
 
+def test_the_identity_takes_over_in_training_too(tmp_path):
+    config = glyph_run(identity_probability=0.0, identity_anneal_images=(0, 16))
+    config = dataclasses.replace(
+        config, training=dataclasses.replace(config.training, log_every_steps=2)
+    )
+    train(config, tmp_path)
+    first, second = (row["loss_per_transform"] for row in read_metrics(tmp_path))
+    assert first["Rot90"] is not None
+    assert second == {"identity": second["identity"], "Rot90": None}
+
+
+def test_what_is_switched_off_may_change(tmp_path):
+    config = glyph_run(identity_probability=0.5)
+    off = dataclasses.replace(config.augmentation, mode="none")
+    train(dataclasses.replace(config, augmentation=off), tmp_path)
+    other = dataclasses.replace(off, identity_probability=0.1)
+    train(dataclasses.replace(config, augmentation=other), tmp_path)
+
+
 def test_another_augmentation_is_another_run(tmp_path):
     run = tmp_path / "run"
-    train(glyph_run(tmp_path), run)
+    train(glyph_run(), run)
     with pytest.raises(
         InputError, match=r"augmentation.identity_probability None -> 0.5"
     ):
-        train(glyph_run(tmp_path, identity_probability=0.5), run)
-    other = dataclasses.replace(glyph_run(tmp_path), augmentation=AugmentationConfig())
+        train(glyph_run(identity_probability=0.5), run)
+    other = dataclasses.replace(glyph_run(), augmentation=AugmentationConfig())
     with pytest.raises(InputError, match=r"augmentation.mode 'score' -> 'none'"):
         train(other, run)
 
@@ -245,7 +272,7 @@ def test_another_augmentation_is_another_run(tmp_path):
 def test_what_does_not_fit_is_refused_before_anything_is_written(
     changes, message, tmp_path
 ):
-    config = dataclasses.replace(glyph_run(tmp_path), **changes)
+    config = dataclasses.replace(glyph_run(), **changes)
     with pytest.raises(InputError, match=message):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -253,19 +280,32 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 
 def test_switching_the_mirroring_off_is_said(monkeypatch, capsys):
     def warned(*arguments):
-        monkeypatch.setattr(sys, "argv", ["prog", *arguments, "--dry-run"])
-        exit_on_error(train_entry.main)
-        return capsys.readouterr().err
+        missing = ("--data.name", "no-such-images.npz")
+        monkeypatch.setattr(sys, "argv", ["prog", *arguments, *missing])
+        with pytest.raises(SystemExit):
+            exit_on_error(train_entry.main)
+        return [
+            line
+            for line in capsys.readouterr().err.splitlines()
+            if not line.startswith("error: ")
+        ]
 
-    said = warned("cifar10", "--augmentation.mode", "none")
-    assert said.startswith("warning: cifar10 mirrors images by its augmentation")
-    assert len(said.splitlines()) == 1
+    (said,) = warned("cifar10", "--augmentation.mode", "none")
+    assert said.startswith("warning: cifar10 mirrors half of the images, and with")
     options = ("--augmentation.mode", "none", "--data.horizontal-flip", "True")
-    assert warned("cifar10", *options) == ""
-    blind = ("glyphs", "--augmentation.mode", "score", "--augmentation.transforms")
-    assert "Rot90 without condition" in warned(
-        *blind, "rot90", "--augmentation.condition", "False"
+    assert warned("cifar10", *options) == []
+    assert warned("cifar10", "--augmentation.mode", "score") == []
+
+
+def test_leaks_are_warned_of_in_a_line(monkeypatch, capsys):
+    options = (
+        "glyphs --dry-run --augmentation.mode score --augmentation.transforms rot90"
     )
+    options += " --augmentation.condition False"
+    monkeypatch.setattr(sys, "argv", ["prog", *options.split()])
+    exit_on_error(train_entry.main)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("warning: Rot90 without condition")
 
 
 # --- what is learned
