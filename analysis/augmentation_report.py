@@ -158,16 +158,12 @@ def _draw_curves(axes: Axes, runs: Runs, colours: Mapping[str, str]) -> None:
             found = [seed_interval(column) for column in curves.T]
             label = name if kind == "held_out" else None
             mean = [item.mean for item in found]
-            axes.plot(
-                steps[1:], mean[1:], style, color=colours[name], label=label, lw=1.5
-            )
+            axes.plot(steps, mean, style, color=colours[name], label=label, lw=1.5)
             if kind == "held_out" and len(measured) > 1:
                 low, high = (
                     [getattr(i, end) for i in found] for end in ("low", "high")
                 )
-                axes.fill_between(
-                    steps[1:], low[1:], high[1:], color=colours[name], alpha=0.12
-                )
+                axes.fill_between(steps, low, high, color=colours[name], alpha=0.12)
     axes.set(xlabel="optimizer step", ylabel="weighted loss", yscale="log")
     axes.set_title("Held-out loss over training (dotted: training images)")
     axes.grid(alpha=0.3)

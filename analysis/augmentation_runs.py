@@ -205,17 +205,18 @@ def measure_run(
         {"training": split.training.images[: len(held_out)], "held_out": held_out},
         np.asarray(SIGMAS),
         jax.random.key(0),
+        steps=steps,
+        batch_size=_block_size(len(held_out)),
     )
-    kept = np.isin(curves.steps, steps)
     values = {
         "settings": asked,
-        "steps": curves.steps[kept].tolist(),
+        "steps": curves.steps.tolist(),
         "sigmas": list(SIGMAS),
-        "training": curves.loss["training"][kept].tolist(),
-        "held_out": curves.loss["held_out"][kept].tolist(),
+        "training": curves.loss["training"].tolist(),
+        "held_out": curves.loss["held_out"].tolist(),
         "samples": [
             _measure_samples(workdir, int(step), split, settings)
-            for step in _spread(curves.steps[kept], settings.sampled_checkpoints)
+            for step in _spread(curves.steps, settings.sampled_checkpoints)
         ],
         "equivariance": _equivariance(workdir, split, augmentation),
     }
@@ -225,7 +226,7 @@ def measure_run(
 
 
 def _regular_steps(workdir: str | Path) -> list[int]:
-    """Return the steps at which every run of a study has a checkpoint.
+    """Return the steps after 0 at which every run of a study has a checkpoint.
 
     Raises:
         InputError: If the run has not come to its end.
@@ -239,14 +240,18 @@ def _regular_steps(workdir: str | Path) -> list[int]:
             "same command to continue"
         )
     every = training.checkpoint_every_steps
-    return [s for s in found if s % every == 0 or s == training.num_steps]
+    return [s for s in found if s and (s % every == 0 or s == training.num_steps)]
+
+
+def _block_size(count: int) -> int:
+    """Return how many of `count` to handle at once: at most 256, little padding."""
+    return -(-count // -(-count // 256))
 
 
 def _spread(steps: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return the last of the steps after 0, and others that divide them evenly."""
-    later = steps[steps > 0]
-    places = np.ceil(np.arange(1, count + 1) * len(later) / count).astype(int) - 1
-    return np.unique(later[np.clip(places, 0, None)])
+    """Return the last of the steps, and others that divide them evenly."""
+    places = np.ceil(np.arange(1, count + 1) * len(steps) / count).astype(int) - 1
+    return np.unique(steps[np.clip(places, 0, None)])
 
 
 def _measure_samples(
@@ -288,7 +293,7 @@ def _samples(denoiser: Any, split: Split, settings: Settings) -> NDArray[np.floa
         shape,
         karras(settings.num_points),
         solver=Heun(),
-        block_size=min(256, settings.num_samples),
+        block_size=_block_size(settings.num_samples),
     )
     return np.concatenate(list(blocks))
 

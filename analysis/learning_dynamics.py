@@ -11,7 +11,7 @@ so the losses of two models differ by the models.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -144,6 +144,7 @@ def losses_over_training(
     sigmas: ArrayLike,
     key: Array,
     *,
+    steps: Sequence[int] | None = None,
     sigma_data: float | None = None,
     ema: bool = True,
     batch_size: int = 256,
@@ -159,6 +160,7 @@ def losses_over_training(
             each, uint8 or data units.
         sigmas: (L,) noise levels, data units.
         key: See `weighted_losses`.
+        steps: Checkpoints to evaluate; None for all.
         sigma_data: Standard deviation of the data in the weight; None for the one that
             the run was trained with.
         ema: Whether to take the averaged parameters.
@@ -176,7 +178,7 @@ def losses_over_training(
     levels = _checked(next(iter(images.values())), sigmas)[1]
     sets = {name: _checked(values, levels)[0] for name, values in images.items()}
     size = max(1, min(batch_size, max(map(len, sets.values()))))
-    steps = checkpoint_steps(workdir)
+    steps = checkpoint_steps(workdir) if steps is None else steps
     record = read_record(workdir)
     if sigma_data is None and record is not None:
         sigma_data = record.sigma_data
