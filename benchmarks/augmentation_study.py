@@ -1,7 +1,8 @@
 """The augmentation studies of docs/score_augmentation.md, and their figures kept.
 
 Command: python -m benchmarks.augmentation_study glyphs --workdir DIR
-         python -m benchmarks.augmentation_study cifar10_5k --workdir DIR --data-dir DATA
+         python -m benchmarks.augmentation_study cifar10_5k --workdir DIR \\
+             --data-dir DATA
 
 DATA is where ``diffusion.prepare_data cifar10_5k`` has packed the lossless images.  An
 interrupted study goes on with the same command.
