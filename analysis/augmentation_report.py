@@ -142,7 +142,10 @@ def plot_study(runs: Runs, rows: Sequence[Mapping[str, Any]]) -> Figure:
     }
     _draw_curves(panels[0], runs, colours)
     _draw_levels(panels[1], runs, colours)
-    _draw_shares(panels[2], rows, ("memorised",), colours, "Memorised samples")
+    _draw_shares(panels[2], rows, ("memorised", "copy_rate"), colours, "Copies")
+    panels[2].set_xticks((0, 1), ("memorised", "nearer to a training image"))
+    panels[2].axhline(50, color="0.5", lw=0.8, ls="--")
+    panels[2].text(-0.4, 51, "expected if nothing is copied", color="0.4", fontsize=8)
     leaks = tuple(key for key in rows[0] if key.startswith("clear leak"))
     _draw_shares(
         panels[3], rows, leaks, colours, "Samples that clearly look transformed"
@@ -215,9 +218,10 @@ def _draw_shares(
             capsize=2,
             label=row["arm"],
         )
-    labels = [key.removeprefix("clear leak ") for key in keys]
+    labels = [key.removeprefix("clear leak ").split(":")[0] for key in keys]
     axes.set_xticks(range(len(keys)), labels)
     axes.set(ylabel="share of samples in %", title=title)
+    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3, axis="y")
     axes.legend(fontsize=8)
 
