@@ -24,6 +24,7 @@ from diffusion.augmentation import (
 )
 from diffusion.augmentation.combinations import OneOf
 from diffusion.preconditioning import EDMPreconditioning
+from samplers import Heun, karras, sample
 
 SHAPE = (3, 3, 1)
 D = 9
@@ -254,42 +255,62 @@ def test_scores_change_variables_with_the_jacobian():
             assert float(jnp.abs(volume).max()) > 0.05
 
 
-def optimum_without_condition(clean, gains, *, colour_noise: bool):
-    """Return the exact denoiser of spikes under gains that it is not told."""
-    points = np.concatenate([g * clean for g in gains])
-    scale = np.repeat(gains if colour_noise else np.ones(len(gains)), len(clean))
-    size = clean.shape[1]
+def optimum_without_condition(points, deviations):
+    """Return the exact denoiser of spikes, each with its own multiple of sigma."""
+    size = points.shape[1]
 
     def denoiser(x, sigma):
         sigma = jnp.reshape(sigma, (-1, 1))
-        deviation = sigma * scale
         distance = jnp.sum((x[:, None] - points) ** 2, axis=-1)
-        logits = -0.5 * distance / deviation**2 - size * jnp.log(deviation)
+        logits = -0.5 * distance / (sigma * deviations) ** 2
+        logits = logits - size * jnp.log(sigma * deviations)
         return jax.nn.softmax(logits, axis=-1) @ points
 
     return denoiser
 
 
-def test_unconditioned_gains_leak_from_the_clean_side_and_not_from_the_noisy_one():
-    """T14, with exact optima: the gain of noise can be seen at every noise level."""
-    from samplers import Heun, karras, sample
+def drawn(points, deviations):
+    with jax.enable_x64(True):
+        denoiser = optimum_without_condition(points, deviations)
+        shape = (200, points.shape[1])
+        return np.asarray(
+            sample(denoiser, jax.random.key(0), shape, karras(40), solver=Heun()).x
+        )
 
-    size, gains = 144, np.array([0.5, 1.0, 2.0])
-    clean = np.sign(rng(15).normal(size=(6, size)))
+
+def test_unconditioned_gains_leak_from_the_clean_side_and_not_from_the_noisy_one():
+    """T14, with exact optima: the gain of noise can be seen at every noise level.
+
+    Clean images and noise are brightened by the transform itself.
+    """
+    images = np.sign(rng(15).normal(size=(6, 12, 12, 1)))
+    transform, gains = Brightness(), np.array([0.5, 1.0, 2.0])
+    moved, deviations = [], []
+    for gain in gains:
+        params = transform.sample(jax.random.key(0), (12, 12, 1))
+        params = params._replace(gain=jnp.float32(gain))
+        moved.append(jax.vmap(lambda x, p=params: transform.apply(p, x))(images))
+        noise = transform.apply(params, jnp.ones((12, 12, 1)))
+        deviations += [float(noise.std() + noise.mean())] * 6
+    points = np.concatenate(moved).reshape(18, 144)
     leaks = {}
-    for name, colour in (("score", True), ("nla", False)):
-        with jax.enable_x64(True):
-            found = sample(
-                optimum_without_condition(clean, gains, colour_noise=colour),
-                jax.random.key(0),
-                (200, size),
-                karras(40),
-                solver=Heun(),
-            ).x
-        level = np.sqrt((np.asarray(found) ** 2).mean(axis=1))
+    for name, deviation in (("score", np.array(deviations)), ("nla", np.ones(18))):
+        level = np.sqrt((drawn(points, deviation) ** 2).mean(axis=1))
         leaks[name] = float((np.abs(level - 1) > 0.2).mean())
     assert leaks["score"] < 0.05
     assert leaks["nla"] > 0.5
+
+
+def test_unconditioned_cutouts_leak_from_the_clean_side():
+    """T14, exact: after T(x0 + n) an input without zeros can be no cutout's."""
+    images = np.sign(rng(17).normal(size=(6, 8, 8, 1)))
+    keys = jax.random.split(jax.random.key(1), 20)
+    params = jax.vmap(lambda key: Cutout().sample(key, (8, 8, 1)))(keys)
+    cut = jax.vmap(lambda p: jax.vmap(lambda x: Cutout().apply(p, x))(images))(params)
+    points = np.concatenate([images.reshape(6, 64), np.reshape(cut, (120, 64))])
+    for shown, low, high in ((points, 0.5, 1.0), (points[:6], 0.0, 0.0)):
+        holes = (np.abs(drawn(shown, np.ones(len(shown)))) < 0.1).any(axis=1).mean()
+        assert low <= holes <= high
 
 
 def test_masks_show_on_the_noisy_side_alone():

@@ -24,7 +24,6 @@ from configs.schema import (
 from diffusion import train as train_entry
 from diffusion.augmentation import (
     Brightness,
-    Cutout,
     Flip,
     OneOf,
     PatchMask,
@@ -427,14 +426,14 @@ def drawn_from(model, count=300):
     return np.asarray(found.x)
 
 
-def leaks(samples, clean, moved):
-    """Return the share nearer to one of the moved images than to all clean ones."""
+def leaks(samples, clean, moved, closer=1.0):
+    """Return the share whose nearest moved image is closer, by a factor, than clean."""
     flat = samples.reshape(len(samples), 1, -1)
     near, far = (
         np.square(flat - other.reshape(1, -1, 36)).sum(axis=-1).min(axis=1)
         for other in (clean, moved)
     )
-    return float((far < near).mean())
+    return float((far < closer**2 * near).mean())
 
 
 @pytest.mark.slow  # only training shows it; a minute
@@ -456,17 +455,20 @@ def test_turns_leak_without_the_condition_and_much_less_with_it():
     assert found[True] < 0.5 * found[False]
 
 
-@pytest.mark.slow  # only training shows it; a minute
+@pytest.mark.slow  # only training shows it; half a minute
 @pytest.mark.filterwarnings("ignore::configs.errors.InputWarning")
-@pytest.mark.parametrize("name", ["gain", "cutout", "translate"])
-def test_what_noise_shows_leaks_less_from_the_noisy_side(name):
-    """T14: without condition Score Augmentation leaks much less than the clean side."""
+@pytest.mark.parametrize(
+    # Weaker and stronger letters resemble each other, so those must be much closer.
+    ("transform", "closer"),
+    [(Brightness(2.0), 0.4), (Translate(0.2), 1.0)],
+)
+def test_what_noise_shows_leaks_less_from_the_noisy_side(transform, closer):
+    """T14: without condition Score Augmentation leaks much less than the clean side.
+
+    Cutouts, whose optima are in test_augmentation_theory.py, are hardly ever drawn by
+    either network at this size.
+    """
     clean = letters()
-    transform = {
-        "gain": Brightness(2.0),
-        "cutout": Cutout(0.4, 0.5),
-        "translate": Translate(0.2),
-    }[name]
     keys = jax.random.split(jax.random.key(7), 60)
     params = jax.vmap(lambda key: transform.sample(key, clean.shape[1:]))(keys)
     told = np.asarray(jax.vmap(transform.encode)(params))
@@ -481,6 +483,6 @@ def test_what_noise_shows_leaks_less_from_the_noisy_side(name):
     for mode in ("score", "nla"):
         augment = ScoreAugmentation(transform, mode=mode, condition=False)
         model = fit(augment, clean, (0.02, 20.0), 2500, size=0)
-        found[mode] = leaks(drawn_from(model), clean, moved)
-    assert found["nla"] > 0.1
+        found[mode] = leaks(drawn_from(model), clean, moved, closer)
+    assert found["nla"] > 0.2
     assert found["score"] < 0.5 * found["nla"], found
