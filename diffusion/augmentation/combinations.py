@@ -35,6 +35,11 @@ def pixel_map_of(
     return None if make is None else make(params, shape)
 
 
+def _of_all(flag: str) -> Any:
+    """Return the flag of a combination: whether all its transforms have it."""
+    return property(lambda self: all(getattr(t, flag) for t in self.transforms))
+
+
 class OneOfParams(NamedTuple):
     """Which transform was drawn, () int32, and parameters for each of them."""
 
@@ -57,6 +62,11 @@ class OneOf:
     transforms: tuple[Transform, ...]
     weights: tuple[float, ...] | None = None
 
+    linear = _of_all("linear")
+    orthogonal = _of_all("orthogonal")
+    injective = _of_all("injective")
+    self_identifying = _of_all("self_identifying")
+
     def __post_init__(self) -> None:
         """Check the weights."""
         object.__setattr__(self, "transforms", _transforms(self, self.transforms))
@@ -73,26 +83,6 @@ class OneOf:
         )
         good = all(math.isfinite(w) and w >= 0 for w in weights) and sum(weights) > 0
         require(good, "OneOf.weights", weights, "finite, >= 0 and not all 0")
-
-    @property
-    def linear(self) -> bool:
-        """Whether all are."""
-        return all(item.linear for item in self.transforms)
-
-    @property
-    def orthogonal(self) -> bool:
-        """Whether all are."""
-        return all(item.orthogonal for item in self.transforms)
-
-    @property
-    def injective(self) -> bool:
-        """Whether all are."""
-        return all(item.injective for item in self.transforms)
-
-    @property
-    def self_identifying(self) -> bool:
-        """Whether all are."""
-        return all(item.self_identifying for item in self.transforms)
 
     def sample(self, key: Array, shape: tuple[int, ...]) -> OneOfParams:
         """Draw a transform, and parameters for all of them."""
@@ -166,6 +156,11 @@ class Chain:
 
     transforms: tuple[Transform, ...]
 
+    linear = _of_all("linear")
+    orthogonal = _of_all("orthogonal")
+    injective = _of_all("injective")
+    self_identifying = _of_all("self_identifying")
+
     def __post_init__(self) -> None:
         """Check that there is one, and that cancelling is seen."""
         object.__setattr__(self, "transforms", _transforms(self, self.transforms))
@@ -177,26 +172,6 @@ class Chain:
                 f"Chain: {names} could cancel unseen beside "
                 f"{type(others[0]).__name__}; keep one of them"
             )
-
-    @property
-    def linear(self) -> bool:
-        """Whether all are."""
-        return all(item.linear for item in self.transforms)
-
-    @property
-    def orthogonal(self) -> bool:
-        """Whether all are."""
-        return all(item.orthogonal for item in self.transforms)
-
-    @property
-    def injective(self) -> bool:
-        """Whether all are."""
-        return all(item.injective for item in self.transforms)
-
-    @property
-    def self_identifying(self) -> bool:
-        """Whether all are."""
-        return all(item.self_identifying for item in self.transforms)
 
     def sample(self, key: Array, shape: tuple[int, ...]) -> ChainParams:
         """Draw parameters for each."""
