@@ -9,6 +9,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+# Those that a test of their own runs are not run again.
+EXAMPLES = sorted(
+    path
+    for path in (ROOT / "examples").glob("*.py")
+    if path.name
+    not in ("own_transform.py", "closed_form_scores.py", "teleport_mixture.py")
+)
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
@@ -37,13 +44,29 @@ def test_the_example_of_the_closed_forms_runs():
     assert run("-c", code).count("(4, 8, 8, 1)") == 3
 
 
+def test_the_example_of_score_augmentation_runs():
+    text = (ROOT / "docs" / "score_augmentation.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    printed = "(4, 16, 16, 3) (4, 8) ('identity', 'Brightness', 'Cutout', 'Rot90')"
+    assert printed in run("-c", code)
+
+
+def test_a_transform_of_ones_own_is_learned_and_takes_under_twenty_lines():
+    text = (ROOT / "examples" / "own_transform.py").read_text()
+    (body,) = re.findall(r"class Negative:\n(.*?)\n\n\n", text, re.DOTALL)
+    assert len([line for line in body.splitlines() if line.strip()]) < 20
+    printed = run("examples/own_transform.py")
+    plain, negative = map(float, re.findall(r"[+-]\d\.\d+", printed))
+    assert plain < -0.2 and negative > 0.2
+
+
 def test_a_mixture_explains_more_than_a_gaussian():
     lines = run("examples/closed_form_scores.py").splitlines()
     rows = {line.split()[0]: list(map(float, line.split()[1:])) for line in lines[2:]}
     assert all(a < b for a, b in zip(rows["Gaussian"], rows["mixture"], strict=True))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=str)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_the_examples_run(path):
     assert run(str(path))
 
