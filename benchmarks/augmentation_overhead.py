@@ -1,9 +1,9 @@
 """What augmentation costs within a full-size training step.
 
-Command: python -m benchmarks.augmentation_overhead [--pairs 20] [--only augmentation]
+Command: python -m benchmarks.augmentation_overhead [--pairs 20] [--arms ...]
 
 The step is that of ``cifar10`` (DDPM++, 55.7 M parameters) on 8 images, with no
-augmentation and with each of the published ones; the steps take turns, one of each per
+augmentation and with others, those of the arms; the steps take turns, one of each per
 round, and their ratio is taken within a round.  The augmentation alone is timed too, on
 the same 8 images, which tells a per cent of a step better than the step's own noise
 does.
@@ -96,9 +96,9 @@ def augmentation_alone() -> dict[str, float]:
     return seconds_of(calls, repeats=50)
 
 
-def steps(pairs: int) -> dict[str, Any]:
+def steps(pairs: int, names: list[str]) -> dict[str, Any]:
     """Return the seconds of a step of each arm, and the ratios within a round."""
-    arms = {name: Arm(settings) for name, settings in ARMS.items()}
+    arms = {name: Arm(ARMS[name]) for name in ("none", *names)}
     for arm in arms.values():
         arm.seconds()
     rounds = np.array([[arm.seconds() for arm in arms.values()] for _ in range(pairs)])
@@ -119,14 +119,14 @@ def steps(pairs: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--only", choices=("augmentation",))
+    others = [name for name in ARMS if name != "none"]
+    parser.add_argument("--arms", nargs="+", choices=others, default=others)
     options = parser.parse_args()
     keep_freed_memory()
     alone = augmentation_alone()
     print(alone)
-    if options.only:
-        return
-    figures = {"batch": BATCH, "rounds": options.pairs, "steps": steps(options.pairs)}
+    found = steps(options.pairs, options.arms)
+    figures: dict[str, Any] = {"batch": BATCH, "rounds": options.pairs, "steps": found}
     plain = figures["steps"]["none"]["median_seconds"]
     figures["alone"] = {
         name: {"seconds": value, "share_of_a_step": value / plain}
@@ -134,7 +134,8 @@ def main() -> None:
     }
     write_result(
         "augmentation_overhead",
-        f"python -m benchmarks.augmentation_overhead --pairs {options.pairs}",
+        f"python -m benchmarks.augmentation_overhead --pairs {options.pairs} "
+        f"--arms {' '.join(options.arms)}",
         figures,
     )
 
