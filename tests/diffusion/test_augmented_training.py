@@ -113,7 +113,13 @@ MODES = [
 
 
 @pytest.mark.filterwarnings("ignore::configs.errors.InputWarning")
-@pytest.mark.parametrize("augmentation", MODES, ids=range(len(MODES)))
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        pytest.param(mode, id=str(number), marks=pytest.mark.slow if number % 2 else ())
+        for number, mode in enumerate(MODES)
+    ],
+)
 def test_every_mode_takes_real_steps(augmentation, tmp_path):
     size = {"score": 11, "nla": 11, "nla+score": 20}[augmentation.mode]
     config = load_preset("glyphs")

@@ -185,6 +185,7 @@ def test_labels_are_dropped_at_the_stated_rate(per_example):
     assert not jnp.any(jax.random.key_data(left) == jax.random.key_data(keys))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_networks_drop_labels_with_a_key_only(name):
     apply, params = compiled(name), params_of(name)
