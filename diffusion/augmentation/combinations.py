@@ -24,7 +24,7 @@ from diffusion.augmentation.pixel_map import (
 )
 from diffusion.augmentation.transforms import Identity, Transform, linear_adjoint
 
-__all__ = ["Chain", "Maybe", "OneOf", "pixel_map_of"]
+__all__ = ["Chain", "Maybe", "OneOf", "leaves_of", "pixel_map_of"]
 
 
 def pixel_map_of(
@@ -297,16 +297,23 @@ class Maybe:
         return select(params.active.astype(jnp.int32), maps, shape[-1])
 
 
+def leaves_of(transform: Transform) -> tuple[Transform, ...]:
+    """Return the transforms that a combination is made of, at any depth."""
+    if isinstance(transform, Maybe):
+        return leaves_of(transform.transform)
+    if isinstance(transform, OneOf | Chain):
+        return tuple(leaf for part in transform.transforms for leaf in leaves_of(part))
+    return (transform,)
+
+
 def _can_turn(transform: Transform) -> bool:
     """Return whether some map other than the identity is an orthogonal one."""
-    if isinstance(transform, Maybe):
-        return _can_turn(transform.transform)
-    if isinstance(transform, OneOf | Chain):
-        return any(_can_turn(part) for part in transform.transforms)
-    mirrors = getattr(
-        transform, "draws_identity", False
-    )  # EDM's pipe turns and mirrors
-    return mirrors or (transform.orthogonal and not isinstance(transform, Identity))
+    return any(
+        # EDM's pipe, which draws the identity by itself, turns and mirrors too.
+        getattr(leaf, "draws_identity", False)
+        or (leaf.orthogonal and not isinstance(leaf, Identity))
+        for leaf in leaves_of(transform)
+    )
 
 
 def _transforms(owner: Any, given: Any) -> tuple[Transform, ...]:

@@ -30,7 +30,7 @@ from configs.augmentation_schema import (
     SIGMA_LABELS,
 )
 from configs.errors import InputError, InputWarning, require, require_choice
-from diffusion.augmentation.combinations import OneOf, pixel_map_of
+from diffusion.augmentation.combinations import OneOf, leaves_of, pixel_map_of
 from diffusion.augmentation.pixel_map import gain_of, visible_share
 from diffusion.augmentation.transforms import Brightness, Transform
 
@@ -362,11 +362,8 @@ class ScoreAugmentation:
         return [name for name in dict.fromkeys(names) if name != "Identity"]
 
 
-def _has_gain(transform: Any) -> bool:
-    parts = getattr(transform, "transforms", (getattr(transform, "transform", None),))
-    if parts != (None,):
-        return any(_has_gain(part) for part in parts)
-    return isinstance(transform, Brightness)
+def _has_gain(transform: Transform) -> bool:
+    return any(isinstance(leaf, Brightness) for leaf in leaves_of(transform))
 
 
 def _transformed(transform: Transform, stage: StageDraw, x: Array) -> Array:
