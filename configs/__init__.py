@@ -4,6 +4,6 @@ This package holds data only and imports nothing but the standard library.
 """
 
 from configs.errors import InputError
-from configs.schema import ExperimentConfig, SamplerConfig
+from configs.schema import ExperimentConfig, GenerationConfig, SamplerConfig
 
-__all__ = ["ExperimentConfig", "InputError", "SamplerConfig"]
+__all__ = ["ExperimentConfig", "GenerationConfig", "InputError", "SamplerConfig"]

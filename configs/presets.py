@@ -19,6 +19,7 @@ _NOT_PRESETS = (
     "network_schema",
     "preparation_schema",
     "presets",
+    "sampler_schema",
     "schema",
     "training_schema",
 )

@@ -20,6 +20,7 @@ from configs.errors import (
     require_choice,
 )
 from configs.network_schema import NetworkConfig, SongUNetConfig
+from configs.sampler_schema import GenerationConfig, SamplerConfig
 from configs.training_schema import EMAConfig, MeshConfig, OptimConfig, TrainingConfig
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "DataConfig",
     "EMAConfig",
     "ExperimentConfig",
+    "GenerationConfig",
     "MeshConfig",
     "NoiseConfig",
     "OptimConfig",
@@ -38,8 +40,6 @@ __all__ = [
     "to_dict",
 ]
 
-SOLVERS = ("euler", "heun")
-SCHEDULES = ("karras", "log_linear")
 PRECONDITIONINGS = ("edm", "vp", "ve", "iddpm", "gaussian", "ddpm")
 NOISE_LAWS = ("log_normal", "vp", "ve")
 PLACEMENTS = ("auto", "replicated", "sharded", "streamed")
@@ -171,49 +171,6 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2**32)")
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """How noise becomes images."""
-
-    solver: str = "heun"
-    """Solver: euler or heun."""
-    schedule: str = "karras"
-    """Noise grid: karras or log_linear."""
-    num_points: int = 18
-    """Points of the grid from sigma_max to sigma_min."""
-    sigma_min: float = 0.002
-    """Last point of the grid, in data units."""
-    sigma_max: float = 80.0
-    """First point of the grid, in data units."""
-    rho: float = 7.0
-    """Exponent of the karras grid."""
-    teleport: float | None = None
-    """Start at the first grid point at or below this sigma, moved there by the Gaussian
-    of the training images; None starts at sigma_max."""
-    gaussian: str | None = None
-    """File with the Gaussian to teleport with; None uses workdir/gaussian.npz."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        require_choice("solver", self.solver, SOLVERS)
-        require_choice("schedule", self.schedule, SCHEDULES)
-        require(self.num_points > 0, "sampler.num_points", self.num_points, "> 0")
-        require(is_positive(self.sigma_min), "sampler.sigma_min", self.sigma_min, "> 0")
-        require(
-            math.isfinite(self.sigma_max) and self.sigma_max > self.sigma_min,
-            "sampler.sigma_max",
-            self.sigma_max,
-            f"above sigma_min = {self.sigma_min}",
-        )
-        require(is_positive(self.rho), "sampler.rho", self.rho, "> 0")
-        require(
-            self.teleport is None or self.sigma_min <= self.teleport <= self.sigma_max,
-            "sampler.teleport",
-            self.teleport,
-            f"in [{self.sigma_min}, {self.sigma_max}] or None",
-        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -1,27 +1,81 @@
 """Moving x from sigma_max to 0: grids, solvers and starts for any denoiser."""
 
+from samplers.adaptive import adaptive_dpm_solver
+from samplers.dpm_solver_pp import DPMSolverPP
+from samplers.dpm_solver_v3 import DPMSolverV3
 from samplers.euler import Euler
 from samplers.heun import Heun
+from samplers.inversion import Inverse, Inversion, invert
+from samplers.langevin import annealed_langevin
+from samplers.likelihood import (
+    BitsPerDimension,
+    LogLikelihood,
+    bits_per_dimension,
+    dequantise,
+    log_likelihood,
+)
+from samplers.model_statistics import (
+    ModelStatistics,
+    TabulatedStatistics,
+    gaussian_statistics,
+    load_model_statistics,
+    pixel_statistics,
+    save_model_statistics,
+)
 from samplers.sampling import sample, sample_blocks, teleport
-from samplers.schedules import karras, log_linear, skip_above
+from samplers.schedules import karras, log_linear, skip_above, vp_uniform
 from samplers.solver import Solution, Solver, Trace, integrate
-from samplers.start import MomentMatched, Prior, Start, Teleport
+from samplers.start import (
+    AnalyticPrefix,
+    ClassTeleport,
+    MomentMatched,
+    Prior,
+    Start,
+    Teleport,
+)
+from samplers.statistics_estimation import estimate_model_statistics
+from samplers.stochastic_heun import StochasticHeun
+from samplers.unipc import UniPC
 
 __all__ = [
+    "AnalyticPrefix",
+    "BitsPerDimension",
+    "ClassTeleport",
+    "DPMSolverPP",
+    "DPMSolverV3",
     "Euler",
     "Heun",
+    "Inverse",
+    "Inversion",
+    "LogLikelihood",
+    "ModelStatistics",
     "MomentMatched",
     "Prior",
     "Solution",
     "Solver",
     "Start",
+    "StochasticHeun",
+    "TabulatedStatistics",
     "Teleport",
     "Trace",
+    "UniPC",
+    "adaptive_dpm_solver",
+    "annealed_langevin",
+    "bits_per_dimension",
+    "dequantise",
+    "estimate_model_statistics",
+    "gaussian_statistics",
     "integrate",
+    "invert",
     "karras",
+    "load_model_statistics",
+    "log_likelihood",
     "log_linear",
+    "pixel_statistics",
     "sample",
     "sample_blocks",
+    "save_model_statistics",
     "skip_above",
     "teleport",
+    "vp_uniform",
 ]

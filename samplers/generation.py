@@ -1,301 +1,231 @@
-"""From a model to files of samples: `SamplerConfig` becomes solver, grid and start.
+"""From a model to files of samples, resumable.
 
-The model is the network of a workdir, or a closed form in a file.
-
-Writes ``samples.npy`` (N, *event) float32 in data units, one PNG per image where the
-samples are images, and, last of all, ``record.json`` with everything that produced
-them.  A folder with a record is complete.
+Blocks of samples (`samplers.drawing`) are written as they come
+(`samplers.sample_files`).  A folder with ``record.json``, which is written last, is
+complete; what is unfinished lies in ``.partial`` with a journal
+(`samplers.partial_files`), and the same command goes on after the last whole block.
+The files are then byte for byte those of a command that was not interrupted; of
+``record.json`` only the seconds differ.
 """
 
-import dataclasses
 import hashlib
 import json
-import math
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from configs.errors import InputError, choice_error
-from configs.schema import SamplerConfig, to_dict
-from diffusion.adapters import VPNoiseDenoiser
+from configs.errors import InputError, InputWarning
+from configs.sampler_schema import GenerationConfig
+from configs.schema import to_dict
 from diffusion.atomic import write_atomically
-from diffusion.closed_form import GaussianDenoiser, load_closed_form, load_gaussian
-from diffusion.denoiser import Denoiser
-from diffusion.neural import NeuralDenoiser
 from diffusion.progress import Progress
-from diffusion.training import load_denoiser
-from diffusion.training.record import Record, read_record
 from diffusion.versions import versions
-from samplers.euler import Euler
-from samplers.heun import Heun
-from samplers.sampling import sample_blocks
-from samplers.schedules import karras, log_linear, skip_above
-from samplers.solver import Solver
-from samplers.start import Prior, Start, Teleport
+from samplers.building import build_sampler
+from samplers.drawing import Drawing, draw_blocks
+from samplers.model import Model, load_guided_model
+from samplers.partial_files import PartialFiles, open_partial_files
+from samplers.sample_files import SampleFiles, is_image
 
-__all__ = ["Model", "Sampler", "build_sampler", "generate_samples", "load_model"]
-
-_SOLVERS = {"euler": Euler, "heun": Heun}
-
-
-class Sampler(NamedTuple):
-    """What `sample` needs beside a denoiser.
-
-    Attributes:
-        solver: How to move along the grid.
-        sigmas: (L,) the grid, after any skip.
-        start: How noise becomes x at its first point.
-    """
-
-    solver: Solver
-    sigmas: NDArray[np.float64]
-    start: Start
-
-
-class Model(NamedTuple):
-    """What to sample from.
-
-    Attributes:
-        denoiser: A network or a closed form.
-        event_shape: Shape of one sample.
-        gaussian: What to teleport with where the settings name nothing: a file, or the
-            model itself; None if there is none.
-        sigma_range: Lowest and highest noise level that the model knows.
-    """
-
-    denoiser: Denoiser
-    event_shape: tuple[int, ...]
-    gaussian: Path | GaussianDenoiser | None
-    sigma_range: tuple[float, float] = (0.0, math.inf)
-
-
-def load_model(
-    path: str | Path, *, step: int | None = None, condition: Sequence[float] = ()
-) -> Model:
-    """Load a network from its workdir, or a closed form from its file.
-
-    Args:
-        path: A run of `diffusion.training.train`, or an ``.npz`` of
-            `diffusion.fit_closed_form`.
-        step: Checkpoint to use; None for the newest intact one.
-        condition: Augmentation condition of all samples; none for images as they are.
-
-    Raises:
-        InputError: If there is neither, or it has no input for such a condition.
-    """
-    if Path(path).is_file():
-        if step is not None:
-            raise InputError(f"{path} has no steps; leave out --step {step}")
-        if condition:
-            raise InputError(f"{path} is a closed form; leave out --condition")
-        found = load_closed_form(path)
-        model = found.denoiser
-        own = model if isinstance(model, GaussianDenoiser) else None
-        return Model(model, found.event_shape, own)
-    denoiser = load_denoiser(path, step=step)
-    record = read_record(path)
-    assert record is not None, "load_denoiser has read it"
-    if condition:
-        denoiser = _conditioned(denoiser, record, condition)
-    gaussian = Path(path) / "gaussian.npz"
-    return Model(denoiser, record.event_shape, gaussian, _sigma_range(denoiser))
-
-
-def _conditioned(
-    denoiser: NeuralDenoiser | VPNoiseDenoiser,
-    record: Record,
-    condition: Sequence[float],
-) -> NeuralDenoiser:
-    """Return the denoiser of transformed images."""
-    size = getattr(record.config.network, "augment_dim", 0)
-    if not isinstance(denoiser, NeuralDenoiser) or size == 0:
-        raise InputError(
-            "this network has no input for an augmentation condition; leave out "
-            "--condition"
-        )
-    if len(condition) != size or not np.isfinite(condition).all():
-        raise InputError(
-            f"--condition has {len(condition)} numbers; this network takes {size} "
-            "finite ones"
-        )
-    told = record.config.augmentation
-    if told.mode != "none" and not told.condition:
-        raise InputError(
-            "this network was trained without being told the augmentation; leave out "
-            "--condition"
-        )
-    values = jnp.asarray(condition, jnp.float32)
-    return dataclasses.replace(denoiser, condition=values)
-
-
-def _sigma_range(denoiser: NeuralDenoiser | VPNoiseDenoiser) -> tuple[float, float]:
-    if isinstance(denoiser, NeuralDenoiser):
-        rule = denoiser.preconditioning
-        return rule.sigma_min, rule.sigma_max
-    sigmas = np.asarray(getattr(denoiser.schedule, "sigmas", [0.0, math.inf]))
-    return float(sigmas[0]), float(sigmas[-1])
-
-
-def build_sampler(config: SamplerConfig, model: Model) -> Sampler:
-    """Return the sampler of a configuration.
-
-    A grid that leaves the noise levels that the model knows is brought into them.
-
-    Args:
-        config: The settings.
-        model: What to sample from.
-
-    Raises:
-        InputError: If a setting is unknown, or the Gaussian is asked for and missing or
-            of other samples.
-    """
-    if config.solver not in _SOLVERS:
-        raise choice_error("solver", config.solver, _SOLVERS)
-    lowest, highest = model.sigma_range
-    sigma_min = max(config.sigma_min, lowest)
-    sigma_max = min(config.sigma_max, highest)
-    if sigma_min >= sigma_max:
-        raise InputError(
-            f"the grid from {config.sigma_max:g} to {config.sigma_min:g} lies outside "
-            f"the noise levels {lowest:g} to {highest:g} that the model knows"
-        )
-    ends = config.num_points, sigma_min, sigma_max
-    sigmas = log_linear(*ends)
-    if config.schedule == "karras":
-        sigmas = karras(*ends, config.rho)
-    solver = _SOLVERS[config.solver]()
-    if config.teleport is None:
-        return Sampler(solver, sigmas, Prior())
-    gaussian = config.gaussian or model.gaussian
-    if gaussian is None:
-        raise InputError(
-            "teleporting needs a Gaussian, and this model is none; name one of the "
-            "same images with --sampler.gaussian FILE"
-        )
-    if not isinstance(gaussian, GaussianDenoiser):
-        gaussian = load_gaussian(gaussian, event_shape=model.event_shape)
-    start = Teleport(gaussian, sigma_max)
-    return Sampler(solver, skip_above(sigmas, config.teleport), start)
+__all__ = ["generate_samples"]
 
 
 def generate_samples(
-    workdir: str | Path,
-    outdir: str | Path,
-    config: SamplerConfig,
-    *,
-    num_samples: int,
-    seed: int,
-    block_size: int = 256,
-    step: int | None = None,
-    condition: Sequence[float] = (),
+    workdir: str | Path, outdir: str | Path, config: GenerationConfig
 ) -> None:
-    """Draw samples from a model and write them to a folder.
+    """Draw samples from a model and write them to a folder, or go on doing so.
 
     Args:
         workdir: A run of `diffusion.training.train`, or the file of a closed form.
-        outdir: Where to write; must not hold anything yet.
-        config: Solver, grid and start.
-        num_samples: How many; sample i depends on the seed and on i alone.
-        seed: Seed of the noise.
-        block_size: Samples computed at once.
-        step: Checkpoint to use; None for the newest intact one.
-        condition: Augmentation condition of all samples, for transformed images.
+        outdir: Where to write; empty, or begun by the same command.
+        config: What to draw, how, and what to write.
 
     Raises:
-        InputError: If there is no run, a setting does not fit, or outdir is not empty.
+        InputError: If there is no such model, a setting does not fit, samples are not
+            finite, or outdir holds something else.
         OSError: If something cannot be written.
     """
-    outdir = Path(outdir)
-    if outdir.exists() and (not outdir.is_dir() or any(outdir.iterdir())):
-        raise InputError(
-            f"{outdir} exists already; choose another --outdir or delete it"
-        )
-    if condition and config.teleport is not None:
+    outdir, count = Path(outdir), config.num_samples
+    _check_outdir(outdir)
+    _check(config)
+    model = load_guided_model(workdir, config)
+    drawing = Drawing(
+        model,
+        build_sampler(config.sampler, model),
+        config.seed,
+        config.block_size,
+        _class_rule(config, model),
+    )
+    is_picture = is_image(model.event_shape)
+    formats = config.format or (("folder",) if is_picture else ("npy",))
+    settings = _settings(config, drawing, formats)
+    if (outdir / "record.json").is_file():
+        record = _read_json(outdir / "record.json")
+        if "model_sha256" not in record:  # of another program, or an earlier version
+            raise _exists(outdir)
+        _refuse_other(outdir, record, settings)
+        shutil.rmtree(outdir / ".partial", ignore_errors=True)
+        print(f"{count} samples are complete already: {outdir}")
+        return
+    with open_partial_files(outdir / ".partial", settings) as partial:
+        _refuse_other(outdir, partial.settings, settings)
+        seconds, digest = _fill(outdir, partial, drawing, count)
+        networks = 1 if config.guidance is None else 2
+        results = {
+            "workdir": str(workdir),
+            "step": config.step,
+            "sigmas": drawing.sampler.sigmas.tolist(),
+            "nfe": drawing.nfe,
+            "networks": networks,
+            "seconds_with_compilation": seconds,
+            "sha256": digest,
+        }
+        _write_json(outdir / "record.json", {**settings, **results, **_context()})
+        shutil.rmtree(outdir / ".partial")
+    calls = f"{drawing.nfe}" if networks == 1 else f"{drawing.nfe} x 2"
+    print(f"{count} samples, {calls} network calls each, {seconds:.1f} s: {outdir}")
+
+
+def _settings(
+    config: GenerationConfig, drawing: Drawing, formats: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return what decides on every byte that is written, ready for JSON."""
+    values = to_dict(config)
+    # Which file or checkpoint it was is told by what it held.
+    for name in ("step", "guide", "guide_step"):
+        del values[name]
+    return {
+        **values,
+        "class_label": drawing.class_rule,
+        "format": list(formats),
+        "model_sha256": _digest((drawing.model.denoiser, drawing.sampler)),
+    }
+
+
+def _class_rule(config: GenerationConfig, model: Model) -> str | None:
+    """Return how classes are chosen; None where there are none."""
+    if model.num_classes:
+        return config.class_label or "random"
+    if config.class_label is not None:
+        raise InputError("this model is told no classes; leave out --class-label")
+    return None
+
+
+def _fill(
+    outdir: Path, partial: PartialFiles, drawing: Drawing, count: int
+) -> tuple[float, str]:
+    """Draw what is missing; return the seconds that it took and what identifies all."""
+    started = time.monotonic()
+    _note_context(outdir, partial)
+    files = SampleFiles(
+        outdir,
+        partial,
+        tuple(partial.settings["format"]),
+        (count, *drawing.model.event_shape),
+        has_classes=drawing.class_rule is not None,
+    )
+    progress = Progress(count, done=partial.done, label="sampling", unit="sample")
+    if partial.done < count:
+        for block in draw_blocks(drawing, partial.done, count):
+            files.add(block)
+            progress.advance(len(block.samples), note=f"NFE {drawing.nfe}")
+    progress.close()
+    files.finish()
+    return time.monotonic() - started, files.digest
+
+
+def _check_outdir(outdir: Path) -> None:
+    """Refuse a folder that this command has not begun."""
+    if not outdir.exists():
+        return
+    ours = outdir.is_dir() and (
+        any((outdir / name).exists() for name in (".partial", "record.json"))
+        or not any(outdir.iterdir())
+    )
+    if not ours:
+        raise _exists(outdir)
+
+
+def _exists(outdir: Path) -> InputError:
+    return InputError(f"{outdir} exists already; choose another --outdir or delete it")
+
+
+def _check(config: GenerationConfig) -> None:
+    sampler = config.sampler
+    if config.condition and (sampler.teleport is not None or sampler.moment_matched):
         raise InputError(
             "the Gaussian is of images as they are, not of transformed ones; leave out "
             "--sampler.teleport or --condition"
         )
-    model = load_model(workdir, step=step, condition=condition)
-    sampler = build_sampler(config, model)
-    shape = (num_samples, *model.event_shape)
-    started = time.monotonic()
-    blocks = sample_blocks(
-        model.denoiser,
-        jax.random.key(seed),
-        shape,
-        sampler.sigmas,
-        block_size=block_size,
-        solver=sampler.solver,
-        start=sampler.start,
-    )
-    digest = _write_samples(outdir, shape, blocks)
-    seconds = time.monotonic() - started
-    nfe = sampler.solver.nfe(len(sampler.sigmas))
-    _write_json(
-        outdir / "record.json",
-        {
-            "workdir": str(workdir),
-            "step": step,
-            "condition": list(condition),
-            "sampler": to_dict(config),
-            "sigmas": sampler.sigmas.tolist(),
-            "nfe": nfe,
-            "num_samples": num_samples,
-            "block_size": block_size,
-            "seed": seed,
-            "seconds_with_compilation": seconds,
-            "sha256": digest,
-            "backend": jax.default_backend(),
-            "versions": versions(),
-        },
-    )
-    print(f"{num_samples} samples, {nfe} network calls each, {seconds:.1f} s: {outdir}")
 
 
-def _write_samples(
-    outdir: Path, shape: tuple[int, ...], blocks: Iterator[NDArray[Any]]
-) -> str:
-    """Write blocks as they come; return the sha256 of all samples' bytes."""
-    outdir.mkdir(parents=True, exist_ok=True)
-    partial = outdir / ".samples.npy"
-    samples = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
-    progress = Progress(shape[0], label="sampling", unit="sample")
-    digest = hashlib.sha256()
-    done = 0
-    for block in blocks:
-        if not np.isfinite(block).all():
-            raise InputError(
-                f"samples from number {done} on are not finite; the checkpoint or the "
-                "noise grid does not fit"
+def _refuse_other(outdir: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Refuse to go on with what was begun with other settings."""
+    listed = ", ".join(_differences(old, new))
+    if listed:
+        raise InputError(
+            f"{outdir} holds samples of other settings ({listed}); use those, choose "
+            "another --outdir, or delete it"
+        )
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    for name, value in new.items():
+        before = old.get(name, "missing")
+        if isinstance(value, dict) and isinstance(before, dict):
+            yield from (f"{name}.{line}" for line in _differences(before, value))
+        elif before != value and name == "model_sha256":
+            yield "another checkpoint or closed form; name it, e.g. with --step"
+        elif before != value:
+            yield f"{name} {before!r} -> {value!r}"
+
+
+def _context() -> dict[str, Any]:
+    """Return what may change the last digits of samples."""
+    devices = jax.local_devices()
+    return {
+        "backend": jax.default_backend(),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "versions": versions(),
+    }
+
+
+def _note_context(outdir: Path, partial: PartialFiles) -> None:
+    """Keep where samples were begun; warn where they go on elsewhere."""
+    begun = partial.notes.setdefault("context", _context())
+    if partial.done:
+        changes = ", ".join(_differences(begun, _context()))
+        if changes:
+            warnings.warn(
+                f"{outdir} was begun elsewhere ({changes}); samples from number "
+                f"{partial.done} on may differ in their last digits",
+                InputWarning,
+                stacklevel=2,
             )
-        samples[done : done + len(block)] = block
-        digest.update(np.ascontiguousarray(block).tobytes())
-        _write_images(outdir, block, done)
-        done += len(block)
-        progress.advance(len(block), note=str(outdir))
-    progress.close()
-    samples.flush()
-    partial.rename(outdir / "samples.npy")
+    else:
+        partial.commit(0)
+
+
+def _digest(tree: Any) -> str:
+    """Return the sha256 of all numbers in a tree."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
     return digest.hexdigest()
 
 
-def _write_images(outdir: Path, block: NDArray[Any], first: int) -> None:
-    """Write (n, H, W, 1 or 3) samples as PNG files; nothing for other shapes."""
-    if block.ndim != 4 or block.shape[-1] not in (1, 3):
-        return
-    pixels = np.clip(np.round((block + 1) * 127.5), 0, 255).astype(np.uint8)
-    for index, image in enumerate(pixels, start=first):
-        picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-        write_atomically(
-            outdir / f"{index:06d}.png", lambda f, p=picture: p.save(f, format="png")
-        )
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}); choose another --outdir or delete it"
+        ) from error
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -10,7 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from configs.errors import InputError
 
-__all__ = ["check_grid", "karras", "log_linear", "skip_above"]
+__all__ = ["check_grid", "karras", "log_linear", "skip_above", "vp_uniform"]
+
+_VP_BETA_D, _VP_BETA_MIN = 19.9, 0.1
 
 
 def karras(
@@ -68,6 +70,37 @@ def log_linear(
     """
     _check_range(num_points, sigma_min, sigma_max)
     grid = np.exp(np.linspace(math.log(sigma_max), math.log(sigma_min), num_points))
+    return _exact_ends(grid, sigma_min, sigma_max)
+
+
+def vp_uniform(
+    num_points: int, sigma_min: float = 0.002, sigma_max: float = 80.0
+) -> NDArray[np.float64]:
+    """Return the grid uniform in the time of the VP process with a linear beta.
+
+    sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1, beta_d = 19.9, beta_min = 0.1
+    (Song et al., arXiv 2011.13456; arXiv 2206.00364, table 1).
+
+    Args:
+        num_points: L, at least 1; a single point is sigma_max.
+        sigma_min: Last point, data units.
+        sigma_max: First point, data units.
+
+    Returns:
+        (L,) decreasing noise levels; the end points are exact.
+
+    Raises:
+        InputError: If an argument is out of range.
+
+    >>> vp_uniform(3, 0.01, 80.0).round(3)
+    array([8.000e+01, 2.863e+00, 1.000e-02])
+    """
+    _check_range(num_points, sigma_min, sigma_max)
+    log_powers = np.log1p(np.array([sigma_max, sigma_min]) ** 2)
+    root = np.sqrt(_VP_BETA_MIN**2 + 2 * _VP_BETA_D * log_powers)
+    first, last = (root - _VP_BETA_MIN) / _VP_BETA_D
+    times = np.linspace(first, last, num_points)
+    grid = np.sqrt(np.expm1(_VP_BETA_D * times**2 / 2 + _VP_BETA_MIN * times))
     return _exact_ends(grid, sigma_min, sigma_max)
 
 

@@ -9,6 +9,7 @@ the last grid point to 0, needs no further call: it is that output.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 import jax
@@ -22,6 +23,7 @@ from diffusion.denoiser import Denoiser, expand_sigma
 from samplers.schedules import check_grid
 
 __all__ = [
+    "MultistepState",
     "OneStepState",
     "Plan",
     "Solution",
@@ -29,6 +31,7 @@ __all__ = [
     "SolverState",
     "Trace",
     "integrate",
+    "weighted_sum",
 ]
 
 Plan = Any
@@ -56,6 +59,20 @@ class OneStepState(NamedTuple):
 
     x: Array
     denoised: Array
+
+
+class MultistepState(NamedTuple):
+    """The state of a solver that remembers earlier outputs.
+
+    Attributes:
+        x: Samples at the current grid point, (B, *event).
+        denoised: The denoiser's output there.
+        history: Its outputs at earlier points, newest first.
+    """
+
+    x: Array
+    denoised: Array
+    history: tuple[Array, ...]
 
 
 class Solver(Protocol):
@@ -148,6 +165,26 @@ def integrate(
         solver, denoiser, x, jnp.asarray(grid[0], wide), plan, keys, trace=trace
     )
     return Solution(final, solver.nfe(grid.size), states)
+
+
+def weighted_sum(
+    ratio: ArrayLike | Array,
+    x: Array,
+    weights: ArrayLike | Array,
+    outputs: Sequence[Array],
+) -> Array:
+    """Return ratio x + sum_j weights[j] outputs[j], in the dtype of `x`.
+
+    Args:
+        ratio: ().
+        x: (B, *event).
+        weights: (J,).
+        outputs: J arrays of the shape of `x`.
+    """
+    total = jnp.asarray(ratio) * x
+    for j, output in enumerate(outputs):
+        total += jnp.asarray(weights)[j] * output
+    return jnp.asarray(total, x.dtype)
 
 
 @functools.partial(jax.jit, static_argnames="trace")

@@ -29,12 +29,25 @@ ENTRY_MODULES = (
     "diffusion.posthoc_ema",
     "diffusion.prepare_data",
     "diffusion.train",
+    "samplers.estimate_statistics",
     "samplers.generate",
     "analysis.augmentation_study",
     "analysis.compare",
     "analysis.demo",
 )
-SOLVERS = ("samplers.euler", "samplers.heun")
+SOLVERS = tuple(
+    f"samplers.{name}"
+    for name in (
+        "adaptive",
+        "dpm_solver_pp",
+        "dpm_solver_v3",
+        "euler",
+        "heun",
+        "langevin",
+        "stochastic_heun",
+        "unipc",
+    )
+)
 
 
 def modules() -> dict[str, Path]:

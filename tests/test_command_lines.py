@@ -76,6 +76,12 @@ def test_training_mistakes_get_one_line(arguments, says, monkeypatch, capsys):
         ("{run} --sampler.teleport 90", "sampler.teleport is 90.0"),
         ("{run} --sampler.sigma-min 0", "sampler.sigma_min is 0.0; it must be > 0"),
         ("{run} --num-samples 0", "it must be >= 1"),
+        ("{run} --format zop", "unknown format 'zop'; did you mean 'zip'?"),
+        ("{run} --class-label 1", "this model is told no classes"),
+        (
+            "{run} --sampler.solver unipc --sampler.nfe 1",
+            "unipc takes at least 2 calls",
+        ),
         ("{run} --step 3", "no checkpoint of step 3"),
         ("{run} --sampler.teleport 9 --sampler.gaussian none.npz", "no Gaussian at"),
         ("{run} --outdir {run}", "exists already"),
@@ -205,6 +211,7 @@ def test_generate_writes_images_and_a_record(tiny_run, tmp_path, monkeypatch, ca
         return tmp_path / name
 
     options = ("--sampler.num-points", "6", "--block-size", "4")
+    options += ("--format", "folder", "npy")
     five = draw("five", *options, "--num-samples", "5")
     record = json.loads((five / "record.json").read_text())
     assert record["nfe"] == 11
@@ -212,10 +219,12 @@ def test_generate_writes_images_and_a_record(tiny_run, tmp_path, monkeypatch, ca
     assert record["sampler"]["solver"] == "heun"
     samples = np.load(five / "samples.npy")
     assert samples.shape == (5, 8, 8, 1)
-    assert sorted(p.name for p in five.glob("*.png")) == [
-        f"{i:06d}.png" for i in range(5)
+    images = five / "images" / "00000"
+    assert sorted(p.name for p in images.iterdir()) == [
+        f"img{i:08d}.png" for i in range(5)
     ]
-    pixels = np.asarray(Image.open(five / "000003.png"), np.float64)
+    assert (five / "grid.png").is_file()
+    pixels = np.asarray(Image.open(images / "img00000003.png"), np.float64)
     expected = np.clip(np.round((samples[3, :, :, 0] + 1) * 127.5), 0, 255)
     np.testing.assert_array_equal(pixels, expected)
     # Image i is bitwise the same whatever the number asked for.
@@ -272,7 +281,7 @@ def call(main, monkeypatch, *words: object) -> None:
 def test_closed_forms_are_sampled_like_networks(closed_forms, monkeypatch):
     from samplers import generate
 
-    common = ("--num-samples", 3, "--sampler.num-points", 4)
+    common = ("--num-samples", 3, "--sampler.num-points", 4, "--format", "npy")
     call(generate.main, monkeypatch, closed_forms / "mixture.npz", *common)
     outdir = closed_forms / "mixture" / "samples" / "heun-karras-4-seed0"
     samples = np.load(outdir / "samples.npy")

@@ -10,12 +10,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 # Those that a test of their own runs are not run again.
-EXAMPLES = sorted(
-    path
-    for path in (ROOT / "examples").glob("*.py")
+# Each of these takes over ten seconds.
+SLOW = ("networks_and_weights.py", "train_on_a_folder.py")
+EXAMPLES = [
+    pytest.param(
+        path, id=path.name, marks=pytest.mark.slow if path.name in SLOW else ()
+    )
+    for path in sorted((ROOT / "examples").glob("*.py"))
     if path.name
     not in ("own_transform.py", "closed_form_scores.py", "teleport_mixture.py")
-)
+]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
@@ -66,7 +70,7 @@ def test_a_mixture_explains_more_than_a_gaussian():
     assert all(a < b for a, b in zip(rows["Gaussian"], rows["mixture"], strict=True))
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", EXAMPLES)
 def test_the_examples_run(path):
     assert run(str(path))
 

@@ -14,6 +14,7 @@ from configs.presets import load_preset, variant_names
 from configs.schema import (
     AugmentationConfig,
     DataConfig,
+    GenerationConfig,
     PreconditioningConfig,
     SamplerConfig,
 )
@@ -166,10 +167,15 @@ def test_transformed_images_are_drawn_with_a_condition(tmp_path):
     run = tmp_path / "run"
     train(glyph_run(), run)
     plain = SamplerConfig(num_points=3)
-    for name, condition in (("a", ()), ("b", (0.0, 0.0, 0.0)), ("c", (0.0, 1.0, 0.0))):
-        generate_samples(
-            run, tmp_path / name, plain, num_samples=4, seed=0, condition=condition
+
+    def draw(workdir, name, condition, sampler=plain):
+        config = GenerationConfig(
+            sampler, num_samples=4, condition=condition, format=("npy",)
         )
+        generate_samples(workdir, tmp_path / name, config)
+
+    for name, condition in (("a", ()), ("b", (0.0, 0.0, 0.0)), ("c", (0.0, 1.0, 0.0))):
+        draw(run, name, condition)
     found = [np.load(tmp_path / name / "samples.npy") for name in "abc"]
     np.testing.assert_array_equal(found[0], found[1])
     assert np.abs(found[0] - found[2]).max() > 0
@@ -180,25 +186,14 @@ def test_transformed_images_are_drawn_with_a_condition(tmp_path):
         ((1.0, 0.0, np.nan), "takes 3 finite ones"),
     ):
         with pytest.raises(InputError, match=message):
-            generate_samples(
-                run, tmp_path / "d", plain, num_samples=1, seed=0, condition=condition
-            )
+            draw(run, "d", condition)
     blind = tmp_path / "blind"
     with pytest.warns(InputWarning, match="Rot90 without condition"):
         train(glyph_run(condition=False), blind)
     with pytest.raises(InputError, match="trained without being told"):
-        generate_samples(
-            blind, tmp_path / "d", plain, num_samples=1, seed=0, condition=(1.0, 0, 0)
-        )
+        draw(blind, "d", (1.0, 0.0, 0.0))
     with pytest.raises(InputError, match=r"leave out --sampler.teleport"):
-        generate_samples(
-            run,
-            tmp_path / "d",
-            dataclasses.replace(plain, teleport=5.0),
-            num_samples=1,
-            seed=0,
-            condition=(1.0, 0.0, 0.0),
-        )
+        draw(run, "d", (1.0, 0.0, 0.0), dataclasses.replace(plain, teleport=5.0))
 
 
 def test_the_identity_takes_over_in_training_too(tmp_path):

@@ -25,7 +25,8 @@ from diffusion.interop import (
 )
 from diffusion.networks import build_network
 from diffusion.training import load_denoiser
-from samplers.generation import build_sampler, load_model
+from samplers.building import build_sampler
+from samplers.model import load_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -364,6 +365,7 @@ def run(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_an_imported_snapshot_generates_and_compares_like_a_trained_run(tmp_path):
     snapshot = write_edm(tmp_path / "edm.pkl", "ddpmpp_small")
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)

@@ -145,20 +145,15 @@ def test_the_road_from_a_folder_to_samples(name, tmp_path):
     )
     command(
         f"samplers.generate {run} --num-samples 2 --sampler.num-points 2 "
-        f"--outdir {tmp_path / 'samples'}"
+        f"--format npy --outdir {tmp_path / 'samples'}"
     )
     samples = np.load(tmp_path / "samples" / "samples.npy")
     assert samples.shape == (2, 64, 64, 3)
     assert np.isfinite(samples).all()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "cifar10" else pytest.mark.slow)
-        for name in COUNTS
-    ],
-)
+@pytest.mark.slow  # in the fast suite test_augmented_presets_train goes this way
+@pytest.mark.parametrize("name", COUNTS)
 def test_presets_train_save_restore_and_sample(name, tmp_path):
     config = load_preset(name)
     shape = config.data.image_shape

@@ -36,6 +36,8 @@ from tests.diffusion.runs import (
     with_training,
 )
 
+# Found by the same digest as a truncated file, or skipped like an empty folder.
+COVERED = ("flip_a_byte", "delete_metadata", "leave_temporary")
 STEPS = 200
 
 
@@ -118,7 +120,17 @@ def half(config, tmp_path_factory) -> Path:
     return workdir
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(
+            fault,
+            id=fault.__name__,
+            marks=pytest.mark.slow if fault.__name__ in COVERED else (),
+        )
+        for fault in FAULTS
+    ],
+)
 def test_damage_to_the_newest_checkpoint_costs_no_more_than_the_steps_since(
     config, whole, half, tmp_path, capsys, fault
 ):
@@ -132,7 +144,13 @@ def test_damage_to_the_newest_checkpoint_costs_no_more_than_the_steps_since(
     assert_same_run(whole, workdir, STEPS)
 
 
-@pytest.mark.parametrize("first", [0, STEPS // 2], ids=["at-once", "half-way"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(0, id="at-once"),
+        pytest.param(STEPS // 2, id="half-way", marks=pytest.mark.slow),
+    ],
+)
 def test_a_full_disk_stops_with_one_line_and_the_run_goes_on(
     config, whole, half, tmp_path, capsys, first
 ):

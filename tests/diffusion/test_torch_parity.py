@@ -32,7 +32,7 @@ from diffusion.preconditioning import EDMPreconditioning  # noqa: E402
 
 GOLDEN = HERE / "golden_networks.npz"
 SLOW = [
-    pytest.param(name, marks=pytest.mark.slow) if not name.endswith("small") else name
+    name if name == "ddpmpp_small" else pytest.param(name, marks=pytest.mark.slow)
     for name in CASES
 ]
 FULL_DEPTH = ("ddpmpp_32", "ncsnpp_32", "adm_64")

@@ -1,0 +1,375 @@
+"""How samples are drawn: solver, grid and start, and what `samplers.generate` writes.
+
+Which options a solver takes stands in one table, `SOLVERS`: the check of a
+configuration, ``--list-solvers`` and the error for an unknown name all read it.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
+
+from configs.errors import (
+    InputError,
+    choice_error,
+    is_positive,
+    require,
+    require_choice,
+)
+
+__all__ = [
+    "FORMATS",
+    "SCHEDULES",
+    "SOLVERS",
+    "GenerationConfig",
+    "SamplerConfig",
+    "SolverEntry",
+    "solver_table",
+]
+
+
+class SolverEntry(NamedTuple):
+    """One solver that has a name.
+
+    Attributes:
+        about: One line for ``--list-solvers``.
+        options: Fields of `SamplerConfig` that it takes and others may not.
+        orders: Orders that may be asked for; empty where there is no choice.
+        correctors: Values of `corrector` that it knows.
+    """
+
+    about: str
+    options: tuple[str, ...] = ()
+    orders: tuple[int, ...] = ()
+    correctors: tuple[str, ...] = ()
+
+
+_CHURN = ("churn", "churn_min", "churn_max", "churn_noise")
+SOLVERS = {
+    "euler": SolverEntry("order 1, which is DDIM; n calls on n points"),
+    "heun": SolverEntry("order 2, EDM's; 2n - 1 calls"),
+    "stochastic_heun": SolverEntry("heun between injections of noise; 2n - 1", _CHURN),
+    "dpm_solver_pp": SolverEntry(
+        "DPM-Solver++, order 2; n calls, or order (n - 1) + 1 with singlestep",
+        ("order", "variant", "singlestep", "lower_order_final"),
+        (1, 2, 3),
+    ),
+    "unipc": SolverEntry(
+        "predictor and corrector, order 3; n calls",
+        ("order", "variant", "corrector", "lower_order_final"),
+        (1, 2, 3, 4),
+        ("on", "off"),
+    ),
+    "dpm_solver_v3": SolverEntry(
+        "DPM-Solver-v3, order 3; n calls; with statistics of the model",
+        ("order", "pseudo_order", "corrector", "lower_order_final", "statistics"),
+        (1, 2, 3),
+        ("on", "off", "half"),
+    ),
+}
+SCHEDULES = ("karras", "log_linear", "vp_uniform")
+SKIP_MODES = ("same-tail", "re-spread")
+FORMATS = ("folder", "zip", "npz", "npy")
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How noise becomes images."""
+
+    solver: str = "heun"
+    """Solver: euler, heun, stochastic_heun, dpm_solver_pp, unipc or dpm_solver_v3; see
+    --list-solvers."""
+    order: int | None = None
+    """Order of dpm_solver_pp, unipc or dpm_solver_v3; None takes the solver's own."""
+    variant: str | None = None
+    """dpm_solver_pp: midpoint or taylor (order 2), published or corrected (order 3);
+    unipc: bh1 or bh2; None takes the first, of unipc bh2."""
+    singlestep: bool = False
+    """dpm_solver_pp: points inside each step in the place of history."""
+    lower_order_final: bool = True
+    """Multistep solvers: let the order fall to 1 towards the end."""
+    corrector: str | None = None
+    """unipc: on or off; dpm_solver_v3: on, off or half; None takes on."""
+    pseudo_order: bool = False
+    """dpm_solver_v3: predict with divided differences, steadier at few calls."""
+    statistics: str | None = None
+    """dpm_solver_v3: file of estimate_statistics; None takes the workdir's
+    model_statistics.npz, or else the closed form of the Gaussian."""
+    churn: float = 0.0
+    """stochastic_heun: how much noise is put in, EDM's S_churn."""
+    churn_min: float = 0.0
+    """stochastic_heun: no noise below this sigma, S_min."""
+    churn_max: float | None = None
+    """stochastic_heun: no noise above this sigma, S_max; None sets no limit."""
+    churn_noise: float = 1.0
+    """stochastic_heun: factor of the noise, S_noise."""
+    schedule: str = "karras"
+    """Noise grid: karras, log_linear, or vp_uniform (uniform in the VP process's
+    time)."""
+    num_points: int = 18
+    """Points of the grid from sigma_max to sigma_min."""
+    nfe: int | None = None
+    """Network calls per image, the skip allowed for; sets num_points."""
+    sigma_min: float = 0.002
+    """Last point of the grid, in data units."""
+    sigma_max: float = 80.0
+    """First point of the grid, in data units."""
+    rho: float = 7.0
+    """Exponent of the karras grid."""
+    sigmas: tuple[float, ...] | None = None
+    """The grid itself, decreasing, in the place of schedule, points and ends."""
+    teleport: float | None = None
+    """Start at or below this sigma, moved there by a closed form of the training
+    images; None starts at sigma_max."""
+    skip_mode: str = "same-tail"
+    """After a teleport: same-tail keeps the grid's points at or below it; re-spread
+    puts all num_points between it and sigma_min."""
+    moment_matched: bool = False
+    """Draw the start from the noised Gaussian itself, its mean included."""
+    gaussian: str | None = None
+    """File with the Gaussian; None uses workdir/gaussian.npz."""
+    class_gaussians: str | None = None
+    """File with a mixture, one component for each class in order: teleport each image
+    by its own class."""
+    prefix: str | None = None
+    """File with a mixture or an empirical model: teleport by its flow, integrated
+    without the network."""
+    other_data: bool = False
+    """Accept closed forms that were fitted to other images than the network's."""
+
+    def __post_init__(self) -> None:
+        """Check names, ranges, and that all that is set has an effect."""
+        require_choice("solver", self.solver, SOLVERS)
+        require_choice("schedule", self.schedule, SCHEDULES)
+        require_choice("sampler.skip_mode", self.skip_mode, SKIP_MODES)
+        self._check_solver()
+        self._check_grid()
+        self._check_start()
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """First and last point of the whole grid."""
+        if self.sigmas is not None:
+            return self.sigmas[0], self.sigmas[-1]
+        return self.sigma_max, self.sigma_min
+
+    def _check_solver(self) -> None:
+        entry = SOLVERS[self.solver]
+        for name in {name for other in SOLVERS.values() for name in other.options}:
+            if name not in entry.options and self.changed(name):
+                raise _no_such_option(self, name)
+        require(
+            self.order is None or self.order in entry.orders,
+            "sampler.order",
+            self.order,
+            f"one of {', '.join(map(str, entry.orders))} with {self.solver}, or None",
+        )
+        if self.corrector is not None:
+            require_choice("sampler.corrector", self.corrector, entry.correctors)
+        if self.solver == "unipc" and self.variant is not None:
+            require_choice("sampler.variant", self.variant, ("bh1", "bh2"))
+        if self.solver == "stochastic_heun":
+            self._check_churn()
+
+    def _check_churn(self) -> None:
+        require(
+            is_positive(self.churn),
+            "sampler.churn",
+            self.churn,
+            "> 0 with stochastic_heun, such as 30 (without noise it is heun)",
+        )
+        high = math.inf if self.churn_max is None else self.churn_max
+        require(
+            0 <= self.churn_min < high,
+            "sampler.churn_min",
+            self.churn_min,
+            f"in [0, {high})",
+        )
+        require(
+            is_positive(self.churn_noise),
+            "sampler.churn_noise",
+            self.churn_noise,
+            "> 0",
+        )
+
+    def _check_grid(self) -> None:
+        require(self.num_points > 0, "sampler.num_points", self.num_points, "> 0")
+        require(
+            self.nfe is None or self.nfe > 0, "sampler.nfe", self.nfe, "> 0 or None"
+        )
+        require(is_positive(self.sigma_min), "sampler.sigma_min", self.sigma_min, "> 0")
+        require(
+            math.isfinite(self.sigma_max) and self.sigma_max > self.sigma_min,
+            "sampler.sigma_max",
+            self.sigma_max,
+            f"above sigma_min = {self.sigma_min}",
+        )
+        require(is_positive(self.rho), "sampler.rho", self.rho, "> 0")
+        if self.schedule != "karras" and self.changed("rho"):
+            raise InputError(
+                f"sampler.rho is {self.rho}, but the grid is {self.schedule}; rho "
+                "belongs to karras: leave it out"
+            )
+        if self.nfe is not None and self.changed("num_points"):
+            raise InputError(
+                "sampler.nfe and sampler.num_points say the same thing twice; leave "
+                "one of them out"
+            )
+        if self.sigmas is not None:
+            self._check_own_grid(self.sigmas)
+
+    def _check_own_grid(self, sigmas: tuple[float, ...]) -> None:
+        decreasing = all(a > b for a, b in itertools.pairwise(sigmas))
+        require(
+            len(sigmas) > 0 and all(map(is_positive, sigmas)) and decreasing,
+            "sampler.sigmas",
+            sigmas,
+            "finite, > 0 and decreasing",
+        )
+        for name in ("schedule", "num_points", "nfe", "sigma_min", "sigma_max", "rho"):
+            if self.changed(name):
+                raise InputError(
+                    f"sampler.{name} has no effect beside sampler.sigmas, which is the "
+                    "whole grid; leave one of them out"
+                )
+
+    def _check_start(self) -> None:
+        highest, lowest = self.ends
+        require(
+            self.teleport is None or lowest <= self.teleport <= highest,
+            "sampler.teleport",
+            self.teleport,
+            f"in [{lowest}, {highest}] or None",
+        )
+        if self.teleport is None:
+            for name in ("class_gaussians", "prefix", "skip_mode"):
+                if self.changed(name):
+                    raise InputError(
+                        f"sampler.{name} is set, but nothing is skipped; add "
+                        "--sampler.teleport SIGMA or leave it out"
+                    )
+        if self.skip_mode == "re-spread":
+            require(
+                self.sigmas is None,
+                "sampler.skip_mode",
+                "re-spread",
+                "same-tail here: "
+                "sampler.sigmas is the whole grid and is not spread again",
+            )
+            require(
+                self.teleport is not None and self.teleport > lowest,
+                "sampler.teleport",
+                self.teleport,
+                f"above sigma_min = {lowest} with re-spread",
+            )
+        given = [
+            name
+            for name in ("moment_matched", "class_gaussians", "prefix")
+            if self.changed(name)
+        ]
+        if len(given) > 1:
+            raise InputError(
+                f"sampler.{given[0]} and sampler.{given[1]} are two starts; choose one"
+            )
+        used = self.teleport is not None and given in ([], ["moment_matched"])
+        used = used or self.moment_matched or self.solver == "dpm_solver_v3"
+        if self.gaussian is not None and not used:
+            raise InputError(
+                "sampler.gaussian is set, but nothing uses it; add --sampler.teleport "
+                "SIGMA or leave it out"
+            )
+
+    def changed(self, name: str) -> bool:
+        """Tell whether a field has another value than its default."""
+        return getattr(self, name) != _DEFAULTS[name]
+
+
+_DEFAULTS = {item.name: item.default for item in fields(SamplerConfig)}
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """What is drawn, how, and what is written."""
+
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    num_samples: int = 64
+    """Samples to draw; sample i depends on the seed and on i alone."""
+    seed: int = 0
+    """Seed of noise and classes."""
+    block_size: int = 256
+    """Samples computed at once, over all devices; rounded up to a multiple of them."""
+    step: int | None = None
+    """Checkpoint to use; None for the newest."""
+    condition: tuple[float, ...] = ()
+    """Augmentation condition, for transformed images; none for images as they are."""
+    class_label: str | None = None
+    """Networks that are told classes: a class's number, random, or balanced (sample i
+    is of class i modulo their number); None draws at random."""
+    guidance: float | None = None
+    """Weight of guidance: 1 is none, above 1 strengthens the class, or what the network
+    does better than its guide."""
+    guidance_interval: tuple[float, float] | None = None
+    """Guide at lowest < sigma <= highest only; None guides everywhere."""
+    guide: str | None = None
+    """Workdir of a weaker network to guide away from (auto-guidance); None takes the
+    same network without classes."""
+    guide_step: int | None = None
+    """Checkpoint of the guide; None for its newest."""
+    format: tuple[str, ...] = ()
+    """What to write, one or more: folder (PNG files) or zip (the same in one file),
+    npz (uint8 images), npy (floats in data units); none for folder, or npy where the
+    samples are no images."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("num_samples", "block_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be >= 1")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}; it must be in [0, 2**32)")
+        for name in self.format:
+            require_choice("format", name, FORMATS)
+        if len(set(self.format)) < len(self.format):
+            raise InputError(f"format {' '.join(self.format)} names one kind twice")
+        label = self.class_label
+        if label is not None and label not in ("random", "balanced"):
+            if not label.isdecimal():
+                raise choice_error("class_label", label, ("random", "balanced", "0"))
+        self._check_guidance()
+
+    def _check_guidance(self) -> None:
+        weight, interval = self.guidance, self.guidance_interval
+        if weight is None:
+            for name in ("guidance_interval", "guide", "guide_step"):
+                if getattr(self, name) is not None:
+                    raise InputError(
+                        f"{name} is set, but there is no guidance; add --guidance "
+                        "WEIGHT or leave it out"
+                    )
+        elif not (math.isfinite(weight) and weight >= 0):
+            raise InputError(f"guidance is {weight}; it must be a finite number >= 0")
+        if interval is not None and not 0 <= interval[0] < interval[1]:
+            raise InputError(
+                f"guidance_interval is {interval}; give 0 <= lowest < highest"
+            )
+        if self.guide is None and self.guide_step is not None:
+            raise InputError("guide_step needs --guide WORKDIR; add it or leave it out")
+
+
+def solver_table() -> str:
+    """Return the solvers, one line each, with the options that belong to them."""
+    lines = []
+    for name, entry in SOLVERS.items():
+        lines.append(f"{name:16} {entry.about}")
+        if entry.options:
+            options = (f"--sampler.{o.replace('_', '-')}" for o in entry.options)
+            lines.append(f"{'':16} {' '.join(options)}")
+    return "\n".join(lines)
+
+
+def _no_such_option(config: SamplerConfig, name: str) -> InputError:
+    takers = [other for other, entry in SOLVERS.items() if name in entry.options]
+    return InputError(
+        f"sampler.{name} is {getattr(config, name)!r}, but {config.solver} takes no "
+        f"{name}; it belongs to {', '.join(takers)}: leave it out"
+    )

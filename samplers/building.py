@@ -1,0 +1,349 @@
+"""From `SamplerConfig` to what `sample` takes: solver, grid and start.
+
+A teleport of mode "same-tail" keeps the points of the whole grid at or below sigma_skip
+and starts at the first of them; "re-spread" starts at sigma_skip itself and spreads all
+its points from there down.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from numpy.typing import NDArray
+
+from configs.errors import InputError, choice_error
+from configs.sampler_schema import SOLVERS, SamplerConfig
+from diffusion.closed_form import (
+    EmpiricalDenoiser,
+    GaussianDenoiser,
+    MixtureDenoiser,
+    load_closed_form,
+)
+from samplers.dpm_solver_pp import DPMSolverPP
+from samplers.dpm_solver_v3 import DPMSolverV3
+from samplers.euler import Euler
+from samplers.heun import Heun
+from samplers.model import Model
+from samplers.model_statistics import (
+    ModelStatistics,
+    gaussian_statistics,
+    load_model_statistics,
+)
+from samplers.schedules import (
+    check_grid,
+    karras,
+    log_linear,
+    skip_above,
+    vp_uniform,
+)
+from samplers.solver import Solver
+from samplers.start import (
+    AnalyticPrefix,
+    ClassTeleport,
+    MomentMatched,
+    Prior,
+    Start,
+    Teleport,
+)
+from samplers.stochastic_heun import StochasticHeun
+from samplers.unipc import UniPC
+
+__all__ = ["BUILDERS", "Sampler", "build_sampler"]
+
+_T = TypeVar("_T")
+_MOST_POINTS = 10_000  # of the search for a grid with a number of calls
+
+
+class Sampler(NamedTuple):
+    """What `sample` needs beside a denoiser.
+
+    Attributes:
+        solver: How to move along the grid.
+        sigmas: (L,) the grid, after any skip.
+        start: How noise becomes x at its first point; of a `ClassTeleport` the labels
+            are put in block by block.
+    """
+
+    solver: Solver
+    sigmas: NDArray[np.float64]
+    start: Start
+
+    def start_of(self, classes: ArrayLike) -> Start:
+        """Return the start of a block of samples of these classes, (B,)."""
+        if isinstance(self.start, ClassTeleport):
+            return dataclasses.replace(self.start, labels=classes)
+        return self.start
+
+
+def build_sampler(config: SamplerConfig, model: Model) -> Sampler:
+    """Return the sampler of a configuration.
+
+    A schedule that leaves the noise levels that the model knows is brought into them; a
+    grid that was given point by point is refused.
+
+    Args:
+        config: The settings.
+        model: What to sample from.
+
+    Raises:
+        InputError: If a setting is unknown, a grid or a number of calls cannot be had,
+            or a closed form is asked for and missing, or of other samples or data.
+    """
+    if config.solver not in BUILDERS:
+        raise choice_error("solver", config.solver, BUILDERS)
+    solver = BUILDERS[config.solver](config, model)
+    ends = _ends(config, model)
+    num_points = config.num_points
+    if config.nfe is not None:
+        num_points = _points_of(config, solver, ends)
+    start = _start(config, model, ends[0])
+    return Sampler(solver, _grid(config, ends, num_points), start)
+
+
+def _ends(config: SamplerConfig, model: Model) -> tuple[float, float]:
+    """Return first and last point of the whole grid, inside what the model knows."""
+    lowest, highest = model.sigma_range
+    first, last = config.ends
+    if config.sigmas is None:
+        first, last = min(first, highest), max(last, lowest)
+    outside = not lowest <= last <= first <= highest
+    if outside or (config.sigmas is None and last == first):
+        raise InputError(
+            f"the grid from {config.ends[0]:g} to {config.ends[1]:g} lies outside "
+            f"the noise levels {lowest:g} to {highest:g} that the model knows"
+        )
+    return first, last
+
+
+def _grid(
+    config: SamplerConfig, ends: tuple[float, float], num_points: int
+) -> NDArray[np.float64]:
+    """Return the points that are left after a skip."""
+    skip = config.teleport
+    if config.sigmas is not None:
+        whole = check_grid(config.sigmas)
+        return whole if skip is None else skip_above(whole, skip)
+    if skip is None:
+        return _spread(config, num_points, ends)
+    if config.skip_mode == "same-tail":
+        return skip_above(_spread(config, num_points, ends), skip)
+    if not ends[1] < skip <= ends[0]:
+        raise InputError(
+            f"sigma_skip is {skip}; it must lie within the grid, in ({ends[1]:g}, "
+            f"{ends[0]:g}]"
+        )
+    return _spread(config, num_points, (skip, ends[1]))
+
+
+def _spread(
+    config: SamplerConfig, num_points: int, ends: tuple[float, float]
+) -> NDArray[np.float64]:
+    highest, lowest = ends
+    if config.schedule == "karras":
+        return karras(num_points, lowest, highest, config.rho)
+    if config.schedule == "vp_uniform":
+        return vp_uniform(num_points, lowest, highest)
+    return log_linear(num_points, lowest, highest)
+
+
+def _points_of(config: SamplerConfig, solver: Solver, ends: tuple[float, float]) -> int:
+    """Return the points of the grid with which an image costs `config.nfe` calls."""
+    wanted, least = config.nfe, solver.nfe(2)
+    assert wanted is not None
+    if wanted < least:
+        raise InputError(
+            f"sampler.nfe is {wanted}, but {config.solver} takes at least {least} "
+            f"calls, one step and the last move; set --sampler.nfe {least} or more"
+        )
+    below = least
+    for num_points in range(2, min(wanted * 10, _MOST_POINTS)):
+        grid = num_points
+        if config.teleport is not None and config.skip_mode == "same-tail":
+            grid = len(_grid(config, ends, num_points))
+        calls = solver.nfe(grid)
+        if calls == wanted:
+            return num_points
+        if calls > wanted:
+            raise InputError(
+                f"sampler.nfe is {wanted}, but {config.solver} on this grid takes "
+                f"{below} or {calls} calls; choose one of these"
+            )
+        below = calls
+    raise InputError(
+        f"sampler.nfe is {wanted}, but so few points of the grid lie at or below "
+        f"{config.teleport:g} that it is not reached; set --sampler.skip-mode re-spread"
+    )
+
+
+def _start(config: SamplerConfig, model: Model, sigma_max: float) -> Start:
+    if config.moment_matched:
+        return MomentMatched(_gaussian(config, model))
+    if config.teleport is None:
+        return Prior()
+    if config.class_gaussians is not None:
+        classes = _read(config.class_gaussians, (MixtureDenoiser,), config, model)
+        if model.num_classes != len(classes.means):
+            raise InputError(
+                f"{config.class_gaussians} holds {len(classes.means)} Gaussians, but "
+                f"the model is told {model.num_classes} classes; one for each is needed"
+            )
+        return ClassTeleport(classes, jnp.zeros(1, jnp.int32), sigma_max)
+    if config.prefix is not None:
+        kinds = (MixtureDenoiser, EmpiricalDenoiser, GaussianDenoiser)
+        return AnalyticPrefix(_read(config.prefix, kinds, config, model), sigma_max)
+    return Teleport(_gaussian(config, model), sigma_max)
+
+
+def _gaussian(
+    config: SamplerConfig, model: Model, user: str = "teleporting"
+) -> GaussianDenoiser:
+    """Return the Gaussian that the settings or the model name."""
+    given = config.gaussian or model.gaussian
+    if given is None:
+        raise InputError(
+            f"{user} needs a Gaussian, and this model is none; name one of the "
+            "same images with --sampler.gaussian FILE"
+        )
+    if isinstance(given, GaussianDenoiser):
+        return given
+    if not Path(given).is_file():
+        raise InputError(
+            f"no Gaussian at {given}; diffusion.train writes gaussian.npz into its "
+            "workdir, and diffusion.fit_closed_form writes one for any data set"
+        )
+    return _read(given, (GaussianDenoiser,), config, model)
+
+
+def _read(
+    path: str | Path, kinds: tuple[type[_T], ...], config: SamplerConfig, model: Model
+) -> _T:
+    """Read a closed form of one of these kinds, of the model's shape and data."""
+    found = load_closed_form(path, event_shape=model.event_shape)
+    if not isinstance(found.denoiser, kinds):
+        names = {
+            GaussianDenoiser: "a Gaussian",
+            MixtureDenoiser: "a mixture",
+            EmpiricalDenoiser: "an empirical model",
+        }
+        wanted = " or ".join(names[kind] for kind in kinds)
+        raise InputError(
+            f"{path} holds a model of kind {found.kind}, but {wanted} is needed; fit "
+            "one with diffusion.fit_closed_form --kind"
+        )
+    digest = found.provenance.data_digest
+    both = bool(digest and model.data_digest)
+    if both and digest != model.data_digest and not config.other_data:
+        raise InputError(
+            f"{path} was fitted to other images (sha256 {digest[:12]}...) than the "
+            f"model was ({model.data_digest[:12]}...); fit one to those, or set "
+            "--sampler.other-data True"
+        )
+    if not config.other_data:
+        _check_range(path, found.denoiser, model)
+    return found.denoiser
+
+
+def _check_range(path: str | Path, form: object, model: Model) -> None:
+    """Refuse statistics of pixels in [0, 1], if the model has others to compare with.
+
+    Their mean is (mean + 1) / 2 of the same images in [-1, 1].
+    """
+    own = model.gaussian
+    if isinstance(own, Path):
+        if not own.is_file() or own.resolve() == Path(path).resolve():
+            return
+        own = load_closed_form(own).denoiser
+    if not isinstance(own, GaussianDenoiser):
+        return
+    expected, given = np.asarray(own.mean), _mean(form)
+    if _rms(given - expected) > 4 * _rms(given - (expected + 1) / 2):
+        raise InputError(
+            f"{path} seems to be fitted to pixels in [0, 1]: its mean is that of the "
+            "model's images halved and shifted; fit it again to x / 127.5 - 1"
+        )
+
+
+def _mean(form: object) -> NDArray[Any]:
+    if isinstance(form, GaussianDenoiser):
+        return np.asarray(form.mean, np.float64)
+    if isinstance(form, MixtureDenoiser):
+        weights = np.exp(np.asarray(form.log_weights, np.float64))
+        means = np.asarray(form.means, np.float64)
+        return np.tensordot(weights / weights.sum(), means, 1)
+    assert isinstance(form, EmpiricalDenoiser)
+    return np.asarray(form.points, np.float64).mean(axis=0)
+
+
+def _rms(values: NDArray[Any]) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
+def _statistics(config: SamplerConfig, model: Model) -> ModelStatistics:
+    """Return what DPM-Solver-v3 knows of the model beforehand."""
+    path = config.statistics
+    if path is None and config.gaussian is None:
+        path = model.statistics
+    if path is None:
+        return gaussian_statistics(_gaussian(config, model, config.solver))
+    found = load_model_statistics(path)
+    shape = np.shape(found.coordinates.origin)
+    if shape != model.event_shape:
+        raise InputError(
+            f"{path} holds statistics of samples of shape {shape}, but "
+            f"{model.event_shape} is needed; estimate them on this model"
+        )
+    return found
+
+
+def _build_dpm_solver_pp(config: SamplerConfig, model: Model) -> Solver:
+    return DPMSolverPP(
+        config.order or DPMSolverPP.order,
+        config.variant,
+        config.singlestep,
+        config.lower_order_final,
+    )
+
+
+def _build_unipc(config: SamplerConfig, model: Model) -> Solver:
+    return UniPC(
+        config.order or UniPC.order,
+        config.variant or UniPC.variant,
+        config.corrector != "off",
+        config.lower_order_final,
+    )
+
+
+def _build_dpm_solver_v3(config: SamplerConfig, model: Model) -> Solver:
+    return DPMSolverV3(
+        _statistics(config, model),
+        order=config.order or 3,
+        pseudo_order=config.pseudo_order,
+        corrector=config.corrector or "on",
+        lower_order_final=config.lower_order_final,
+    )
+
+
+def _build_stochastic_heun(config: SamplerConfig, model: Model) -> Solver:
+    return StochasticHeun(
+        config.churn,
+        config.churn_min,
+        np.inf if config.churn_max is None else config.churn_max,
+        config.churn_noise,
+    )
+
+
+BUILDERS: dict[str, Callable[[SamplerConfig, Model], Solver]] = {
+    "euler": lambda config, model: Euler(),
+    "heun": lambda config, model: Heun(),
+    "stochastic_heun": _build_stochastic_heun,
+    "dpm_solver_pp": _build_dpm_solver_pp,
+    "unipc": _build_unipc,
+    "dpm_solver_v3": _build_dpm_solver_v3,
+}
+"""How the solvers of `configs.sampler_schema.SOLVERS` are made, by the same names."""
+
+assert BUILDERS.keys() == SOLVERS.keys()

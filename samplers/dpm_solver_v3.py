@@ -1,0 +1,269 @@
+"""DPM-Solver-v3: a model's own linear part exactly, the rest by polynomials.
+
+With u = log(1/sigma), x - D = l x + f and g = e^(-int s) f - int e^(-int s) b, all
+integrals from the step's start (arXiv 2310.13268, in this house's frame),
+
+    x(t) = A (x(s) - int E B - int E g),
+    A = e^(-int_s^t l),   E(r) = e^(int_s^r (l + s)),   B(r) = int_s^r e^(-int s) b,
+
+and g, which varies far less than D, is replaced by the Taylor polynomial whose
+derivatives come from g at the last points.  l = 1, s = b = 0 is DPM-Solver++.  A
+corrector does the same with the output at the step's end, where the denoiser has been
+called at the predicted point; that call is not repeated, and f is kept.
+
+The state holds the predicted x; a step first corrects it and goes on from there, so the
+last point of a grid is not corrected.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpy.typing import NDArray
+
+from configs.errors import InputError, choice_error
+from diffusion.denoiser import Denoiser
+from samplers.exponential import multistep_orders
+from samplers.model_statistics import LinearPart, ModelStatistics
+
+__all__ = ["DPMSolverV3"]
+
+_ORDERS = (1, 2, 3)
+_CORRECTORS = ("on", "off", "half")
+_HALF_TIME_SIGMA = 3.41  # noise level at half the time of the VP process
+_CELL = 0.1  # longest piece of u for one quadrature
+_ROWS = 64  # points of a quadrature held at once
+_GAUSS = np.polynomial.legendre.leggauss(4)
+
+
+class V3Plan(NamedTuple):
+    """Per step, coordinate by coordinate; outputs are f, the newest first.
+
+    Attributes:
+        sigma_next: (S,) noise level arrived at.
+        gain: (S, C) 1 - l at the level left.
+        predictor: (S, 1 + p, C) factors of x and of the outputs.
+        predictor_bias: (S, C).
+        kept: (S,) 1 where the point left is not corrected, else 0.
+        corrector: (S, 2 + p, C) factors of x one point before and of the outputs.
+        corrector_bias: (S, C).
+    """
+
+    sigma_next: NDArray[np.float64]
+    gain: NDArray[np.float64]
+    predictor: NDArray[np.float64]
+    predictor_bias: NDArray[np.float64]
+    kept: NDArray[np.float64]
+    corrector: NDArray[np.float64]
+    corrector_bias: NDArray[np.float64]
+
+
+class V3State(NamedTuple):
+    """Predicted x, D there, corrected x one point before from the origin, earlier f."""
+
+    x: Array
+    denoised: Array
+    x_before: Array
+    history: tuple[Array, ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DPMSolverV3:
+    """DPM-Solver-v3 of order 1 to 3, multistep, one call per grid point.
+
+    Args:
+        statistics: `gaussian_statistics(gaussian)`, or a table.
+        order: 1, 2 or 3.
+        pseudo_order: Predict with divided differences in place of derivatives, steadier
+            at 5 calls and fewer.
+        corrector: "on", "off", or "half": only at noise levels up to 3.41, which is
+            half the time of the VP process (for strong guidance).
+        pseudo_corrector: Correct with one order more, by divided differences.
+        lower_order_final: Let the order fall to 1 towards the end.
+
+    Raises:
+        InputError: If the order or the corrector is not one of these.
+    """
+
+    statistics: ModelStatistics
+    order: int = field(default=3, metadata={"static": True})
+    pseudo_order: bool = field(default=False, metadata={"static": True})
+    corrector: str = field(default="on", metadata={"static": True})
+    pseudo_corrector: bool = field(default=False, metadata={"static": True})
+    lower_order_final: bool = field(default=True, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        """Check order and corrector."""
+        if self.order not in _ORDERS:
+            raise InputError(f"order is {self.order}; DPM-Solver-v3 has orders 1, 2, 3")
+        if self.corrector not in _CORRECTORS:
+            raise choice_error("corrector", self.corrector, _CORRECTORS)
+
+    def plan(self, sigmas: NDArray[np.float64]) -> V3Plan:
+        """Return the factors of every step.
+
+        Raises:
+            InputError: If the grid leaves the noise levels of the statistics.
+        """
+        part = self.statistics.linear_part()
+        u = -np.log(sigmas)
+        steps, size = len(u) - 1, self.statistics.coordinates.size
+        predictor = np.zeros((steps, 1 + self.order, size))
+        corrector = np.zeros((steps, 2 + self.order, size))
+        predictor_bias, corrector_bias = np.zeros((2, steps, size))
+        kept = np.ones(steps)
+        orders = multistep_orders(
+            steps, self.order, lower_order_final=self.lower_order_final
+        )
+        for i, order in enumerate(orders):
+            past = u[i::-1][:order]
+            integrals = _integrate_step(part, u[i], u[i + 1], self.order + 1)
+            step = _Step(part, u[i], integrals)
+            predictor[i, : 1 + order], predictor_bias[i] = step.factors(
+                past, pseudo=self.pseudo_order
+            )
+            if i + 1 < steps and order > 1 and self._corrects(sigmas[i + 1]):
+                used = past if self.pseudo_corrector else past[: order - 1]
+                # The step's start first: divided differences are taken from there.
+                points = np.insert(used, 1, u[i + 1])
+                factors, corrector_bias[i + 1] = step.factors(
+                    points, pseudo=self.pseudo_corrector
+                )
+                # (x, f at s, f at t, older) -> (x, f at t, f at s, older)
+                factors[[1, 2]] = factors[[2, 1]]
+                corrector[i + 1, : 1 + len(points)] = factors
+                kept[i + 1] = 0.0
+        gain = 1 - part.gains(u[:-1])
+        return V3Plan(
+            sigmas[1:], gain, predictor, predictor_bias, kept, corrector, corrector_bias
+        )
+
+    def init(
+        self, denoiser: Denoiser, x: Array, sigma: Array, keys: Array | None = None
+    ) -> V3State:
+        """Return the state at the first grid point."""
+        zeros = jnp.zeros_like(x)
+        return V3State(x, denoiser(x, sigma), zeros, (zeros,) * self.order)
+
+    def step(self, denoiser: Denoiser, state: V3State, coefficients: V3Plan) -> V3State:
+        """Return the state at the next grid point."""
+        frame, c = self.statistics.coordinates, jax.tree.map(jnp.asarray, coefficients)
+        dtype = state.x.dtype
+        z = state.x - frame.origin
+        f = frame.scale(c.gain[None], [z]) - (state.denoised - frame.origin)
+        outputs = [f, *state.history]
+        corrected = frame.scale(c.corrector, [state.x_before, *outputs])
+        corrected += frame.vector(c.corrector_bias)
+        here = c.kept * z + corrected
+        moved = frame.scale(c.predictor, [here, *outputs[:-1]])
+        moved += frame.vector(c.predictor_bias)
+        x = (frame.origin + moved).astype(dtype)
+        kept = tuple(output.astype(dtype) for output in outputs[:-1])
+        return V3State(x, denoiser(x, c.sigma_next), here.astype(dtype), kept)
+
+    def nfe(self, num_points: int) -> int:
+        """Return n: one call at every grid point."""
+        return num_points
+
+    def _corrects(self, sigma: float) -> bool:
+        if self.corrector == "half":
+            return sigma <= _HALF_TIME_SIGMA
+        return self.corrector == "on"
+
+
+class _StepIntegrals(NamedTuple):
+    """Of one step: A, int E B, and int E (r - u_s)^k / k! for each k, all (., C)."""
+
+    decay: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    powers: NDArray[np.float64]
+
+
+class _Step(NamedTuple):
+    """What moves x from u_s to the end of its step."""
+
+    part: LinearPart
+    u: float
+    integrals: _StepIntegrals
+
+    def factors(
+        self, points: NDArray[np.float64], *, pseudo: bool
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return factors of x and of f at `points`, (1 + K, C), and the bias, (C,)."""
+        here = self.part.integrals(np.array([self.u]))
+        there = self.part.integrals(points)
+        # g_j = growth_j f_j - shift_j
+        growth = np.exp(here.scaling - there.scaling)
+        shift = np.exp(here.scaling) * (there.bias - here.bias)
+        taylor = _taylor(points - self.u, pseudo=pseudo)
+        decay, bias, powers = self.integrals
+        weights = -decay * np.einsum("kj,kc->jc", taylor, powers[: len(points)])
+        return (
+            np.concatenate([decay[None], weights * growth]),
+            -decay * bias - np.sum(weights * shift, axis=0),
+        )
+
+
+def _taylor(nodes: NDArray[np.float64], *, pseudo: bool) -> NDArray[np.float64]:
+    """Return M (K, K): derivative k at 0 is sum_j M[k, j] g_j.
+
+    Of the polynomial through the nodes; or, `pseudo`, k! times the divided difference
+    through the first k + 1 of them (Neville's scheme), of lower order but steadier.
+    """
+    count = len(nodes)
+    factorials = np.array([math.factorial(k) for k in range(count)], float)
+    if not pseudo:
+        vandermonde = nodes[:, None] ** np.arange(count) / factorials
+        return np.linalg.inv(vandermonde).astype(np.float64)
+    differences = np.eye(count)
+    rows = [differences[0]]
+    for k in range(1, count):
+        gaps = nodes[k:] - nodes[:-k]
+        differences = np.diff(differences, axis=0) / gaps[:, None]
+        rows.append(differences[0])
+    return factorials[:, None] * np.array(rows)
+
+
+def _integrate_step(
+    part: LinearPart, start: float, end: float, count: int
+) -> _StepIntegrals:
+    """Integrate over one step, piece by piece between the breakpoints."""
+    here = part.integrals(np.array([start]))
+    whole = part.integrals(np.array([end]))
+    size = here.linear.shape[1]
+    bias, powers = np.zeros(size), np.zeros((count, size))
+    points, masses = _quadrature(part.breakpoints(), start, end)
+    for first in range(0, len(points), _ROWS):
+        r, mass = points[first : first + _ROWS], masses[first : first + _ROWS]
+        at = part.integrals(r)
+        growth = at.linear - here.linear + at.scaling - here.scaling
+        weighted = mass[:, None] * np.exp(growth)
+        bias += np.sum(weighted * (at.bias - here.bias), axis=0)
+        for k in range(count):
+            powers[k] += ((r - start) ** k / math.factorial(k)) @ weighted
+    bias *= np.exp(here.scaling[0])
+    return _StepIntegrals(np.exp(here.linear - whole.linear)[0], bias, powers)
+
+
+def _quadrature(
+    breakpoints: NDArray[np.float64], start: float, end: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return points and masses of Gauss-Legendre rules between the breakpoints."""
+    low, high = min(start, end), max(start, end)
+    inside = breakpoints[(breakpoints > low) & (breakpoints < high)]
+    ends = [low, *inside.tolist(), high]
+    edges = [low]
+    for a, b in itertools.pairwise(ends):
+        pieces = max(1, math.ceil((b - a) / _CELL))
+        edges += np.linspace(a, b, pieces + 1)[1:].tolist()
+    left, width = np.array(edges[:-1])[:, None], np.diff(edges)[:, None]
+    nodes, weights = _GAUSS
+    points = left + width * (nodes + 1) / 2
+    masses = math.copysign(1.0, end - start) * width * weights / 2
+    return points.ravel(), masses.ravel()

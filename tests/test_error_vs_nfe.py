@@ -1,0 +1,212 @@
+"""The benchmark's shortcuts: what is computed in a few coordinates is true in all."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.error_vs_nfe import main
+from benchmarks.error_vs_nfe_report import best_of, summarise, write_compactly
+from benchmarks.error_vs_nfe_table import (
+    Grids,
+    Table,
+    build_grid,
+    build_solvers,
+    list_starts,
+    num_points,
+    rms_error,
+    solve,
+    solve_exactly,
+)
+from benchmarks.error_vs_nfe_truth import (
+    Frame,
+    Problem,
+    SharedResidualMixture,
+    cast,
+    shared_residual_mixture,
+)
+from diffusion.closed_form import GaussianDenoiser, MixtureDenoiser
+from samplers import Heun, Teleport, integrate
+
+D, INSIDE, RANK, K = 11, 5, 2, 3
+
+
+def parts(seed=0, num_components=K):
+    rng = np.random.default_rng(seed)
+    means = rng.normal(size=(num_components, INSIDE))
+    bases = np.linalg.qr(rng.normal(size=(num_components, INSIDE, RANK)))[0]
+    variances = rng.uniform(0.2, 2.0, size=(num_components, RANK))
+    log_weights = np.log(rng.dirichlet(np.ones(num_components)))
+    return log_weights, means, bases, variances, 0.1
+
+
+def problem(num_components=K) -> Problem:
+    rng = np.random.default_rng(1)
+    mixture = shared_residual_mixture(*parts(0, num_components))
+    basis = np.linalg.qr(rng.normal(size=(D, INSIDE)))[0]
+    gaussian = GaussianDenoiser(
+        jnp.zeros(INSIDE + 1), jnp.eye(INSIDE + 1)[:, :3], jnp.array([3.0, 2, 1]), 0.05
+    )
+    frame = Frame(np.zeros(D, np.float32), basis.astype(np.float32))
+    return Problem(mixture, gaussian, mixture, frame, {})
+
+
+def in_all_coordinates(basis) -> MixtureDenoiser:
+    log_weights, means, bases, variances, residual = parts()
+    return MixtureDenoiser(
+        jnp.asarray(log_weights),
+        jnp.asarray(means @ basis.T),
+        jnp.asarray(np.einsum("Dd,kdr->kDr", basis, bases)),
+        jnp.asarray(variances),
+        jnp.full(K, residual),
+    )
+
+
+def test_one_product_for_all_bases_is_the_mixture_denoiser():
+    with jax.enable_x64(True):
+        log_weights, means, bases, variances, residual = parts()
+        ours = cast(shared_residual_mixture(*parts()), jnp.float64)
+        pad = ((0, 0), (0, 1))
+        theirs = MixtureDenoiser(
+            jnp.asarray(log_weights),
+            jnp.asarray(np.pad(means, pad)),
+            jnp.asarray(np.pad(bases, (*pad, (0, 0)))),
+            jnp.asarray(variances),
+            jnp.full(K, residual),
+        )
+        x = jnp.asarray(np.random.default_rng(2).normal(size=(6, INSIDE + 1)))
+        for sigma in (0.01, 1.0, 40.0, jnp.geomspace(0.01, 80, 6)):
+            np.testing.assert_allclose(
+                ours(x, sigma), theirs(x, sigma), rtol=1e-9, atol=1e-12
+            )
+
+
+def test_one_coordinate_stands_for_all_outside_of_the_span():
+    rng = np.random.default_rng(3)
+    basis = np.linalg.qr(rng.normal(size=(D, INSIDE)))[0]
+    noise = rng.normal(size=(7, D))
+    inside = noise @ basis
+    few = np.append(inside, np.ones((7, 1)), axis=1)
+    grid = build_grid("Karras 7", 4, 0.05, 10.0)
+    with jax.enable_x64(True):
+        gaussian = cast(problem().gaussian, jnp.float64)
+        wide = GaussianDenoiser(
+            jnp.zeros(D),
+            jnp.asarray(basis) @ gaussian.basis[:-1],
+            gaussian.variances,
+            gaussian.residual_variance,
+        )
+        whole = integrate(
+            Heun(),
+            in_all_coordinates(basis),
+            Teleport(wide)(jnp.asarray(noise), 10.0),
+            grid,
+        ).x
+        truth = cast(problem().truth, jnp.float64)
+        begun = np.asarray(Teleport(gaussian)(jnp.asarray(few), 10.0))
+        solution = solve(Heun(), truth, begun[None], [grid])[0]
+    outside = noise - inside @ basis.T
+    rebuilt = solution[:, :-1] @ basis.T + solution[:, -1:] * outside
+    np.testing.assert_allclose(whole, rebuilt, rtol=1e-9)
+
+
+def test_error_counts_every_direction_outside_of_the_span():
+    exact, x = np.zeros((2, 3)), np.array([[1.0, 0, 2], [0, 3, 0]])
+    # Two directions inside, five outside.
+    expected = np.sqrt((1 + 5 * 4 + 9) / 2 / 7)
+    assert rms_error(x, exact, 5) == pytest.approx(expected, rel=1e-14)
+
+
+def test_exact_solutions_of_one_gaussian_are_its_flow():
+    one = problem(num_components=1)
+    _, mean, bases, variances, residual = parts(0, 1)
+    noise = np.random.default_rng(4).normal(size=(3, INSIDE + 1))
+    with jax.enable_x64(True):
+        gaussian = GaussianDenoiser(
+            jnp.asarray(np.append(mean[0], 0.0)),
+            jnp.asarray(np.pad(bases[0], ((0, 1), (0, 0)))),
+            jnp.asarray(variances[0]),
+            residual,
+        )
+        expected = gaussian.flow(jnp.asarray(80 * noise), 80.0, 1e-9)
+    np.testing.assert_allclose(solve_exactly(one, noise, 1e-9), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", build_solvers(problem()))
+def test_grids_solved_together_are_solved_one_by_one(name, monkeypatch):
+    monkeypatch.setattr("benchmarks.error_vs_nfe_table._ROWS_AT_ONCE", 8)
+    solver = build_solvers(problem())[name]
+    truth: SharedResidualMixture = cast(problem().truth, jnp.float32)
+    rng = np.random.default_rng(5)
+    grids = [
+        build_grid(schedule, 4, last, 10.0)
+        for schedule in ("log-uniform", "Karras 3")
+        for last in (0.01, 0.1)
+    ]
+    # Two grids at a time, and the last of three groups is filled up.
+    grids.append(grids[0])
+    x = (10 * rng.normal(size=(5, 4, INSIDE + 1))).astype(np.float32)
+    together = solve(solver, truth, x, grids)
+    for i, grid in enumerate(grids):
+        alone = integrate(solver, truth, x[i], grid).x
+        np.testing.assert_allclose(together[i], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_no_solver_spends_more_calls_than_it_was_given():
+    for solver in build_solvers(problem()).values():
+        for calls in Grids().calls:
+            points = num_points(solver, calls)
+            assert solver.nfe(points) <= calls < solver.nfe(points + 1)
+            assert points >= 2
+
+
+def test_samples_of_the_truth_have_its_covariance():
+    truth = problem().truth
+    x = truth.sample(np.random.default_rng(6), 200_000)
+    assert np.abs(np.cov(x.T) - truth.covariance()).max() < 0.03
+
+
+def small_table() -> Table:
+    grids = Grids((20.0,), ("log-uniform", "Karras 7"), (0.002,), (5, 8))
+    starts = list_starts(grids)
+    rms = 1.0 + np.arange(2 * 3 * 2 * 1 * 2).reshape(2, 3, 2, 1, 2)
+    return Table(rms, ["Heun", "v3-3 Gaussian"], starts, grids)
+
+
+def test_best_rows_are_the_least_of_their_kind():
+    table = small_table()
+    table.rms[1, 1, 0, 0, 0] = 0.5
+    table.rms[0, 1, 1, 0, 1] = 0.25
+    all_of_them = best_of(table, lambda c: True)
+    assert [rms for _, rms in all_of_them] == [0.5, 0.25]
+    assert all_of_them[0][0][:4] == ("v3-3 Gaussian", "teleport", 20.0, "log-uniform")
+    published = summarise(table)["best"]["published"]
+    assert published[0]["rms"] == 1.0 and published[1]["schedule"] == "Karras 7"
+
+
+def test_written_table_holds_every_error_to_its_unit():
+    table = small_table()
+    table.rms[:] *= 0.0123456
+    written = write_compactly(table)
+    texts = written["rms"]["v3-3 Gaussian"]["teleport 20"]
+    values = np.array([text.split() for text in texts], float) * written["unit"]
+    np.testing.assert_allclose(values, table.rms[1, 1, :, 0], atol=0.51e-5)
+
+
+@pytest.mark.slow
+def test_quick_run_measures_everything_and_writes_nothing(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a quick run must write nothing")
+
+    monkeypatch.setattr("benchmarks.error_vs_nfe.write_result", refuse)
+    figures = main(["--quick"])
+    json.dumps(figures, allow_nan=False)
+    best = figures["summary"]["best"]["all"]
+    assert [row["calls"] for row in best] == [5, 8]
+    assert best[1]["rms"] < best[0]["rms"] < figures["reference"]["rms"]
+    assert figures["float32"]["rms_in_float64"] == pytest.approx(
+        figures["float32"]["rms"], rel=1e-2
+    )
+    assert len(figures["distributions"]["rows"]) == 2 * (3 + 2 + 2)
