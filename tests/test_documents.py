@@ -18,7 +18,13 @@ EXAMPLES = [
     )
     for path in sorted((ROOT / "examples").glob("*.py"))
     if path.name
-    not in ("own_transform.py", "closed_form_scores.py", "teleport_mixture.py")
+    not in (
+        "closed_form_scores.py",
+        "fast_sampling.py",
+        "own_transform.py",
+        "teleport_diffusers.py",  # tests/samplers/test_diffusers_parity.py
+        "teleport_mixture.py",
+    )
 ]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
@@ -53,6 +59,13 @@ def test_the_example_of_score_augmentation_runs():
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     printed = "(4, 16, 16, 3) (4, 8) ('identity', 'Brightness', 'Cutout', 'Rot90')"
     assert printed in run("-c", code)
+
+
+@pytest.mark.slow
+def test_the_example_of_sampling_runs():
+    text = (ROOT / "docs" / "sampling.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert "(4, 8, 8, 1) 8" in run("-c", code)
 
 
 def test_a_transform_of_ones_own_is_learned_and_takes_under_twenty_lines():
@@ -116,3 +129,14 @@ def test_nothing_tracked_is_large_or_names_a_registry():
     assert sum(sizes) < 10 * 2**20
     constraints = (ROOT / "constraints.txt").read_text()
     assert "://" not in constraints and "--index" not in constraints
+
+
+@pytest.mark.slow
+def test_in_the_example_of_fast_sampling_start_and_linear_part_pay():
+    rows = re.findall(
+        r"^(.+?)\s+(\d+) calls.*?rms (\S+)", run("examples/fast_sampling.py"), re.M
+    )
+    found = {name: float(rms) for name, _, rms in rows}
+    assert len(found) == 6
+    best = found["DPM-Solver-v3, teleport"]
+    assert best < 0.7 * found["UniPC-3, teleport"] < found["UniPC-3"] < found["Heun"]

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from benchmarks.error_vs_nfe import main
-from benchmarks.error_vs_nfe_report import best_of, summarise, write_compactly
+from benchmarks.error_vs_nfe_report import (
+    best_of,
+    rows_to_judge,
+    summarise,
+    write_compactly,
+)
 from benchmarks.error_vs_nfe_table import (
     Grids,
     Table,
@@ -171,7 +176,7 @@ def test_samples_of_the_truth_have_its_covariance():
 def small_table() -> Table:
     grids = Grids((20.0,), ("log-uniform", "Karras 7"), (0.002,), (5, 8))
     starts = list_starts(grids)
-    rms = 1.0 + np.arange(2 * 3 * 2 * 1 * 2).reshape(2, 3, 2, 1, 2)
+    rms = np.arange(1.0, 25.0).reshape(2, 3, 2, 1, 2)
     return Table(rms, ["Heun", "v3-3 Gaussian"], starts, grids)
 
 
@@ -184,6 +189,15 @@ def test_best_rows_are_the_least_of_their_kind():
     assert all_of_them[0][0][:4] == ("v3-3 Gaussian", "teleport", 20.0, "log-uniform")
     published = summarise(table)["best"]["published"]
     assert published[0]["rms"] == 1.0 and published[1]["schedule"] == "Karras 7"
+
+
+def test_rows_judged_twice_are_the_best_of_every_start_and_no_row_comes_twice():
+    table = small_table()
+    chosen = rows_to_judge(table)
+    assert len(set(chosen)) == len(chosen)
+    for start in table.starts:
+        of_start = [c for c, _ in chosen if (c.family, c.sigma_skip) == start]
+        assert {choice.calls for choice in of_start} == {5, 8}
 
 
 def test_written_table_holds_every_error_to_its_unit():
@@ -209,4 +223,8 @@ def test_quick_run_measures_everything_and_writes_nothing(monkeypatch):
     assert figures["float32"]["rms_in_float64"] == pytest.approx(
         figures["float32"]["rms"], rel=1e-2
     )
-    assert len(figures["distributions"]["rows"]) == 2 * (3 + 2 + 2)
+    rows = figures["distributions"]["rows"]
+    assert {(row["family"], row["calls"]) for row in rows if "family" in row} == {
+        (family, calls) for family in ("none", "teleport", "prefix") for calls in (5, 8)
+    }
+    assert sum("churn" in row for row in rows) == 2 * 2

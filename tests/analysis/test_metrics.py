@@ -85,6 +85,13 @@ def test_frechet_in_basis_sees_a_shift_in_it_and_none_across_it():
         frechet_in_basis(images[:1], images, basis)
 
 
+def test_frechet_in_basis_compares_unbiased_deviations():
+    rng = np.random.default_rng(13)
+    a, b = rng.normal(size=(5, 1)), 3 * rng.normal(size=(4, 1))
+    expected = (a.mean() - b.mean()) ** 2 + (a.std(ddof=1) - b.std(ddof=1)) ** 2
+    assert frechet_in_basis(a, b, np.ones((1, 1))) == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("order", [1, 2])
 def test_sliced_wasserstein_of_numbers_equals_the_distance_of_quantiles(order):
     rng = np.random.default_rng(4)
