@@ -48,6 +48,7 @@ def test_the_example_of_the_readme_runs():
     assert 0 < float(printed.split("solver error: ")[1].split()[0]) < 0.2
 
 
+@pytest.mark.slow
 def test_the_example_of_the_closed_forms_runs():
     text = (ROOT / "docs" / "closed_form.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

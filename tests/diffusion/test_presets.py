@@ -91,6 +91,7 @@ def test_every_published_preset_is_tried():
     assert set(preset_names()) == {*COUNTS, *others}
 
 
+@pytest.mark.slow
 def test_variants_are_the_published_architectures():
     counts = {
         "cifar10:cond": 55_733_891 + 128 * 10 + 128,

@@ -128,6 +128,7 @@ def test_dropout_of_an_example_depends_on_its_own_key_alone():
     )
 
 
+@pytest.mark.slow
 def test_several_steps_at_a_time_are_the_same_steps(tiny_config, tmp_path):
     for name, unit in (("one", 1), ("five", 5)):
         train(with_training(tiny_config, steps_per_dispatch=unit), tmp_path / name)
