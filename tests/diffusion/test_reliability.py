@@ -305,6 +305,8 @@ def test_among_several_processes_an_interrupt_is_passed_on(monkeypatch):
     came = []
     monkeypatch.setattr("diffusion.training.preemption.jax.process_count", lambda: 2)
     before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    # A shell starts what runs in its background with SIGINT ignored.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with watch_for_preemption() as asked:
             signal.raise_signal(signal.SIGINT)
@@ -314,6 +316,7 @@ def test_among_several_processes_an_interrupt_is_passed_on(monkeypatch):
                 signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, usual)
 
 
 def test_the_newest_checkpoints_and_regular_ones_are_kept(tiny_config, tmp_path):
