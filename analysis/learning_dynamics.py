@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from configs.errors import InputError
 from diffusion.data import to_data_units
-from diffusion.denoiser import Denoiser
+from diffusion.denoiser import Denoiser, as_pytree
 from diffusion.loss import denoising_loss
 from diffusion.neural import NeuralDenoiser
 from diffusion.training.loading import checkpoint_steps, load_denoiser
@@ -252,7 +252,7 @@ def equivariance_error(
             )
         condition = jax.vmap(transform.encode)(params).astype(clean.dtype)
         conditioned = dataclasses.replace(denoiser, condition=condition)
-    plain, moved = _as_pytree(denoiser), _as_pytree(conditioned)
+    plain, moved = as_pytree(denoiser), as_pytree(conditioned)
     errors, deviations = [], []
     for index, sigma in enumerate(levels):
         x = _noisy(clean, 0, sigma, jax.random.fold_in(key, index))
@@ -275,7 +275,7 @@ def _weighted_losses(
     """Return losses in blocks of `size`; the arguments are checked but for one."""
     if sigma_data is None or not 0 < sigma_data < np.inf:
         raise InputError(f"sigma_data is {sigma_data}; it must be a number above 0")
-    denoiser = _as_pytree(denoiser)
+    denoiser = as_pytree(denoiser)
     keys = [jax.random.fold_in(key, index) for index in range(len(sigmas))]
     blocks = []
     for start in range(0, len(images), size):
@@ -348,12 +348,6 @@ def _relative_error(found: Array, wanted: Array) -> tuple[float, float]:
     # The ratio's derivative is (a_i - ratio b_i) / sum b; that of its root, halved.
     spread = np.sqrt(count / (count - 1) * np.square(a - squared * b).sum()) / b.sum()
     return float(error), float(spread / (2 * error)) if error > 0 else 0.0
-
-
-def _as_pytree(denoiser: Any) -> Any:
-    """Wrap a plain function, so that it can be an argument of a compiled one."""
-    plain = jax.tree_util.all_leaves([denoiser])
-    return jax.tree_util.Partial(denoiser) if plain else denoiser
 
 
 def _data_units(images: NDArray) -> Array:

@@ -11,8 +11,10 @@ networks, Gaussians, mixtures and the training set itself are all denoisers, so 
 sampler, loss and figure works on each of them.
 """
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -21,7 +23,14 @@ from jax.typing import ArrayLike
 
 from configs.errors import InputError
 
-__all__ = ["Denoiser", "expand_sigma", "predicted_noise", "score"]
+__all__ = [
+    "Denoiser",
+    "as_pytree",
+    "expand_per_sample",
+    "expand_sigma",
+    "predicted_noise",
+    "score",
+]
 
 
 @runtime_checkable
@@ -116,7 +125,29 @@ def expand_sigma(
             f"{name} has shape {level.shape}; it must be () or ({x.shape[0]},), "
             "one value per sample"
         )
-    return level.reshape((-1,) + (1,) * (x.ndim - 1))
+    return expand_per_sample(level, x)
+
+
+def expand_per_sample(values: Array, x: Array) -> Array:
+    """Shape () or (B,) so that it broadcasts against a batch.
+
+    Args:
+        values: () or (B,).
+        x: (B, *event).
+
+    Returns:
+        (1, ..., 1) or (B, 1, ..., 1), with as many axes as `x`.
+    """
+    return values.reshape((-1,) + (1,) * (x.ndim - 1))
+
+
+def as_pytree(denoiser: Callable[..., Array]) -> Denoiser:
+    """Wrap a plain function, so that it can be an argument of a compiled one.
+
+    Arrays that it closes over are then compiled in; pytrees are returned as they are.
+    """
+    plain = jax.tree_util.all_leaves([denoiser])
+    return jax.tree_util.Partial(denoiser) if plain else denoiser
 
 
 def _check_values(sigma: np.ndarray, allow_zero: bool, name: str) -> None:

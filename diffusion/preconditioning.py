@@ -154,13 +154,17 @@ class VPPreconditioning:
         expm1 = np.expm1 if isinstance(t, np.ndarray | np.floating) else jnp.expm1
         return expm1(exponent) ** 0.5
 
-    def __call__(self, sigma: Array) -> Coefficients:
-        """Return the coefficients at `sigma`, any shape."""
+    def time_of_sigma(self, sigma: Any) -> Any:
+        """Return t with sigma(t) = sigma, NumPy or JAX as `sigma` is, in its shape."""
+        xp = np if isinstance(sigma, np.ndarray | np.floating) else jnp
         b = self.beta_min
         # The root of beta_d t^2/2 + b t = log(1 + sigma^2), without cancellation.
-        log = jnp.log1p(sigma**2)
-        t = 2 * log / (jnp.sqrt(b**2 + 2 * self.beta_d * log) + b)
-        return _noise_predictor(sigma, (self.num_steps - 1) * t)
+        log = xp.log1p(sigma**2)
+        return 2 * log / (xp.sqrt(b**2 + 2 * self.beta_d * log) + b)
+
+    def __call__(self, sigma: Array) -> Coefficients:
+        """Return the coefficients at `sigma`, any shape."""
+        return _noise_predictor(sigma, (self.num_steps - 1) * self.time_of_sigma(sigma))
 
     def skip(self, x: Array, sigma: Array) -> Array:
         """Return x."""

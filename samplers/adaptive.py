@@ -19,7 +19,12 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from configs.errors import InputError
-from diffusion.denoiser import Denoiser, expand_sigma
+from diffusion.denoiser import (
+    Denoiser,
+    as_pytree,
+    expand_per_sample,
+    expand_sigma,
+)
 from samplers.solver import Solution
 
 __all__ = ["adaptive_dpm_solver"]
@@ -79,8 +84,7 @@ def adaptive_dpm_solver(
         )
     if not (rtol > 0 and atol > 0):
         raise InputError(f"rtol is {rtol} and atol {atol}; both must be above 0")
-    if jax.tree_util.all_leaves([denoiser]):
-        denoiser = jax.tree_util.Partial(denoiser)
+    denoiser = as_pytree(denoiser)
     levels = jnp.asarray([sigma_max, sigma_min, rtol, atol], x.dtype)
     sample, nfe, arrived = _run(denoiser, x, levels, order=order)
     if not bool(arrived.all()):
@@ -120,7 +124,7 @@ def _run(
         error = jnp.sqrt(jnp.mean(((high - low) / scale) ** 2, axis=axes))
         accepted = active & (error <= 1)
         u = jnp.where(accepted, jnp.where(h < walk.h, end, walk.u + h), walk.u)
-        take = lambda new, old: jnp.where(_column(accepted, new), new, old)  # noqa: E731
+        take = lambda new, old: jnp.where(expand_per_sample(accepted, new), new, old)  # noqa: E731
         new_x = take(high, walk.x)
         # Called at every attempt: at rejected samples it gives back what is known.
         denoised = denoiser(new_x, jnp.exp(-u))
@@ -149,7 +153,7 @@ def _try_step(
 
     def move(share: float, slope: Array | float = 0.0, node: float = 1.0) -> Array:
         """Go `share` of the step; D grows by `slope` at `node` of it."""
-        k = _column(share * h, walk.x)
+        k = expand_per_sample(share * h, walk.x)
         grown = (k + jnp.expm1(-k)) / k  # k phi_2(-k)
         moved = jnp.exp(-k) * walk.x - jnp.expm1(-k) * walk.denoised
         return (moved + share / node * grown * slope).astype(walk.x.dtype)
@@ -163,7 +167,3 @@ def _try_step(
     first = output(move(1 / 3), 1 / 3)
     second = output(move(2 / 3, first, 1 / 3), 2 / 3)
     return move(1.0, first, 1 / 3), move(1.0, second, 2 / 3)
-
-
-def _column(values: Array, like: Array) -> Array:
-    return values.reshape((-1,) + (1,) * (like.ndim - 1))

@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 
 from configs.errors import InputError
 from diffusion.closed_form import GaussianDenoiser
-from diffusion.denoiser import Denoiser, expand_sigma
+from diffusion.denoiser import Denoiser, as_pytree, expand_sigma
 from samplers.heun import Heun
 from samplers.schedules import check_grid
 from samplers.solver import Plan, Solver
@@ -109,8 +109,7 @@ def invert(
     inverse = None if gaussian is None else Inverse(gaussian, sigma_max)
     if inverse is not None:
         require_below(grid[-1], sigma_max)
-    if jax.tree_util.all_leaves([denoiser]):
-        denoiser = jax.tree_util.Partial(denoiser)
+    denoiser = as_pytree(denoiser)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     plan = jax.tree.map(lambda a: jnp.asarray(a, wide), _rising_plan(solver, grid))
     top, is_finite = _walk(solver, denoiser, x, jnp.asarray(grid[0], wide), plan)

@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from configs.errors import InputError
-from diffusion.denoiser import Denoiser, expand_sigma
+from diffusion.denoiser import Denoiser, as_pytree, expand_sigma
 from samplers.schedules import check_grid
 from samplers.solver import Solution
 
@@ -60,8 +60,7 @@ def annealed_langevin(
         raise InputError(
             f"keys have shape {jnp.shape(keys)}; give ({x.shape[0]},), one per sample"
         )
-    if jax.tree_util.all_leaves([denoiser]):
-        denoiser = jax.tree_util.Partial(denoiser)
+    denoiser = as_pytree(denoiser)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     levels = jnp.asarray(grid, wide).repeat(int(steps))
     walked = _walk(denoiser, x, levels, keys, jnp.asarray(step_size, wide))

@@ -32,7 +32,7 @@ from jax.typing import ArrayLike
 
 from configs.errors import InputError, choice_error
 from diffusion.closed_form import GaussianDenoiser, isotropic_gaussian
-from diffusion.denoiser import Denoiser, expand_sigma
+from diffusion.denoiser import Denoiser, as_pytree, expand_sigma
 from samplers.runge_kutta import Arrival, Field, Moving, dormand_prince, require_arrival
 
 __all__ = [
@@ -130,8 +130,7 @@ def log_likelihood(
         signs = _probes(key, x, num_probes, first_index)
     if gaussian is None:
         gaussian = isotropic_gaussian(jnp.zeros(x.shape[1:], x.dtype), 0.0)
-    if jax.tree_util.all_leaves([denoiser]):
-        denoiser = jax.tree_util.Partial(denoiser)
+    denoiser = as_pytree(denoiser)
     arrival = _climb(
         denoiser, x, signs, sigma_min, top, rtol=rtol, atol=atol, max_steps=max_steps
     )

@@ -24,7 +24,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from configs.errors import InputError, is_positive
-from diffusion.denoiser import Denoiser, expand_sigma
+from diffusion.denoiser import Denoiser, expand_per_sample, expand_sigma
 
 __all__ = ["Arrival", "Moving", "dormand_prince", "probability_flow", "require_arrival"]
 
@@ -173,7 +173,8 @@ def dormand_prince(
     last = jax.lax.while_loop(lambda now: jnp.any(now.moves), step, first)
     arrived = last.u == target
     reached, integrals = (
-        jnp.where(_like(arrived, a), a, jnp.nan).astype(x.dtype) for a in last.at
+        jnp.where(expand_per_sample(arrived, a), a, jnp.nan).astype(x.dtype)
+        for a in last.at
     )
     return Arrival(reached, integrals, level(last.u), arrived, last.num_steps, last.nfe)
 
@@ -228,7 +229,7 @@ def _attempt(
     next_h = jnp.where(now.moves, growth * jnp.abs(h), now.h)
 
     def choose(new: Array, old: Array) -> Array:
-        return jnp.where(_like(accepted, new), new, old)
+        return jnp.where(expand_per_sample(accepted, new), new, old)
 
     u = choose(u, now.u)
     num_steps = now.num_steps + now.moves
@@ -269,8 +270,8 @@ def _stages(
 
 def _combine(weights: Array, slopes: Array, h: Array) -> Array:
     """Return h (B,) times the weighted sum of slopes (7, B, ...)."""
-    total = jnp.sum(weights.reshape(-1, *(1,) * (slopes.ndim - 1)) * slopes, axis=0)
-    return _like(h, total) * total
+    total = jnp.sum(expand_per_sample(weights, slopes) * slopes, axis=0)
+    return expand_per_sample(h, total) * total
 
 
 def _error(
@@ -296,8 +297,3 @@ def _error(
 def _rms(a: Array) -> Array:
     """Return the root mean square over all axes but the first."""
     return jnp.sqrt(jnp.mean(a.reshape(len(a), -1) ** 2, axis=1))
-
-
-def _like(per_sample: Array, a: Array) -> Array:
-    """Shape (B,) so that it broadcasts against (B, ...)."""
-    return per_sample.reshape(-1, *(1,) * (a.ndim - 1))

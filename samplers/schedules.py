@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from configs.errors import InputError
+from diffusion.preconditioning import VPPreconditioning
 
 __all__ = ["check_grid", "karras", "log_linear", "skip_above", "vp_uniform"]
-
-_VP_BETA_D, _VP_BETA_MIN = 19.9, 0.1
 
 
 def karras(
@@ -78,8 +77,8 @@ def vp_uniform(
 ) -> NDArray[np.float64]:
     """Return the grid uniform in the time of the VP process with a linear beta.
 
-    sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1, beta_d = 19.9, beta_min = 0.1
-    (Song et al., arXiv 2011.13456; arXiv 2206.00364, table 1).
+    See `diffusion.preconditioning.VPPreconditioning` (Song et al., arXiv 2011.13456;
+    arXiv 2206.00364, table 1).
 
     Args:
         num_points: L, at least 1; a single point is sigma_max.
@@ -96,11 +95,9 @@ def vp_uniform(
     array([8.000e+01, 2.863e+00, 1.000e-02])
     """
     _check_range(num_points, sigma_min, sigma_max)
-    log_powers = np.log1p(np.array([sigma_max, sigma_min]) ** 2)
-    root = np.sqrt(_VP_BETA_MIN**2 + 2 * _VP_BETA_D * log_powers)
-    first, last = (root - _VP_BETA_MIN) / _VP_BETA_D
-    times = np.linspace(first, last, num_points)
-    grid = np.sqrt(np.expm1(_VP_BETA_D * times**2 / 2 + _VP_BETA_MIN * times))
+    process = VPPreconditioning()
+    first, last = process.time_of_sigma(np.array([sigma_max, sigma_min]))
+    grid = process.sigma_of_time(np.linspace(first, last, num_points))
     return _exact_ends(grid, sigma_min, sigma_max)
 
 

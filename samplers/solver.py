@@ -19,7 +19,7 @@ from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
 from configs.errors import InputError
-from diffusion.denoiser import Denoiser, expand_sigma
+from diffusion.denoiser import Denoiser, as_pytree, expand_sigma
 from samplers.schedules import check_grid
 
 __all__ = [
@@ -152,8 +152,7 @@ def integrate(
     grid = check_grid(sigmas)
     x = jnp.asarray(x)
     expand_sigma(grid[0], x)
-    if jax.tree_util.all_leaves([denoiser]):
-        denoiser = jax.tree_util.Partial(denoiser)
+    denoiser = as_pytree(denoiser)
     if jax.tree_util.all_leaves([solver]):
         raise InputError(
             f"solver {type(solver).__name__} is not a pytree; decorate the class with "

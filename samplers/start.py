@@ -22,7 +22,12 @@ from jax.typing import ArrayLike
 
 from configs.errors import InputError
 from diffusion.closed_form import GaussianDenoiser, MixtureDenoiser
-from diffusion.denoiser import Denoiser, expand_sigma
+from diffusion.denoiser import (
+    Denoiser,
+    as_pytree,
+    expand_per_sample,
+    expand_sigma,
+)
 from samplers.runge_kutta import (
     Arrival,
     dormand_prince,
@@ -148,8 +153,7 @@ class ClassTeleport:
 
             def move() -> Array:
                 flowed = GaussianDenoiser(*parameters).flow(x, self.sigma_max, sigma)
-                chosen = is_member.reshape(-1, *(1,) * (x.ndim - 1))
-                return jnp.where(chosen, flowed, moved)
+                return jnp.where(expand_per_sample(is_member, x), flowed, moved)
 
             return jax.lax.cond(jnp.any(is_member), move, lambda: moved), None
 
@@ -215,10 +219,8 @@ class AnalyticPrefix:
         require_below(sigma, self.sigma_max)
         noise = jnp.asarray(noise)
         x = (jnp.asarray(self.sigma_max) * noise).astype(noise.dtype)
-        denoiser = self.denoiser
-        if jax.tree_util.all_leaves([denoiser]):
-            denoiser = jax.tree_util.Partial(denoiser)
         expand_sigma(sigma, x)
+        denoiser = as_pytree(self.denoiser)
         arrival = _follow(denoiser, x, self.sigma_max, sigma, self.rtol)
         require_arrival(arrival, sigma, _MAX_STEPS)
         return arrival.x

@@ -14,6 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffusion.augmentation import ScoreAugmentation
+from diffusion.denoiser import expand_per_sample
 from diffusion.networks.functional import ModuleNetwork
 from diffusion.noise import NoiseLaw
 
@@ -90,7 +91,7 @@ def draw_noisy_batch(
         images = _flip_half(images, flip_key)
     count = images.shape[0]
     sigma = problem.noise.sample(sigma_key, (count,)).astype(images.dtype)
-    scale = sigma.reshape((-1,) + (1,) * (images.ndim - 1))
+    scale = expand_per_sample(sigma, images)
     noise = scale * jax.random.normal(noise_key, images.shape, images.dtype)
     plain = NoisyBatch(
         noisy=images + noise,

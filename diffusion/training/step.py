@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from configs.schema import ExperimentConfig, OptimConfig
 from diffusion.data.batches import to_data_units
+from diffusion.denoiser import expand_per_sample
 from diffusion.loss import denoising_loss
 from diffusion.neural import NeuralDenoiser
 from diffusion.preconditioning import Preconditioning
@@ -261,7 +262,7 @@ def build_evaluation(
             return jax.random.normal(own_key, images.shape[1:], images.dtype)
 
         sigma = problem.noise.quantile(fixed.probability).astype(images.dtype)
-        scale = sigma.reshape((-1,) + (1,) * (images.ndim - 1))
+        scale = expand_per_sample(sigma, images)
         noisy = images + scale * jax.vmap(noise)(fixed.number)
         batch = NoisyBatch(noisy, images, examples.labels, sigma)
         batch = jax.lax.with_sharding_constraint(batch, place.batch)
