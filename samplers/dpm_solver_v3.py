@@ -158,9 +158,10 @@ class DPMSolverV3:
         z = state.x - frame.origin
         f = frame.scale(c.gain[None], [z]) - (state.denoised - frame.origin)
         outputs = [f, *state.history]
-        corrected = frame.scale(c.corrector, [state.x_before, *outputs])
-        corrected += frame.vector(c.corrector_bias)
-        here = c.kept * z + corrected
+        here = z
+        if self.corrector != "off":
+            corrected = frame.scale(c.corrector, [state.x_before, *outputs])
+            here = c.kept * z + corrected + frame.vector(c.corrector_bias)
         moved = frame.scale(c.predictor, [here, *outputs[:-1]])
         moved += frame.vector(c.predictor_bias)
         x = (frame.origin + moved).astype(dtype)

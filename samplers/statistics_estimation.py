@@ -22,11 +22,12 @@ from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
 from configs.errors import InputError
-from diffusion.denoiser import Denoiser
+from diffusion.data.batches import to_data_units
+from diffusion.denoiser import Denoiser, as_pytree
 from samplers.model_statistics import Coordinates, TabulatedStatistics
 from samplers.schedules import check_grid
 
-__all__ = ["StatisticsEstimate", "estimate_model_statistics"]
+__all__ = ["Passes", "StatisticsEstimate", "estimate_model_statistics"]
 
 
 class StatisticsEstimate(NamedTuple):
@@ -76,7 +77,7 @@ def estimate_model_statistics(
 
     Args:
         denoiser: Any differentiable `Denoiser`.
-        images: Clean images, (M, *event), data units.
+        images: Clean images, (M, *event), uint8 pixels or data units.
         sigmas: (N,) decreasing noise levels, N >= 2.
         key: A `jax.random.key`.
         num_samples: Noised images per level.
@@ -103,8 +104,7 @@ def estimate_model_statistics(
             f"num_samples is {num_samples} and batch_size {batch_size}; they must be "
             "at least 2 and 1"
         )
-    if jax.tree_util.all_leaves([denoiser]):
-        denoiser = jax.tree_util.Partial(denoiser)
+    denoiser = as_pytree(denoiser)
     size = int(np.prod(images.shape[1:]))
     if passes is None:
         passes = Passes(*np.full((4, grid.size, size), np.nan))
@@ -161,7 +161,7 @@ def _draws(
     for first in range(0, count, batch_size):
         # The last batch is filled up, so that one program serves all.
         index = np.arange(first, first + batch_size)
-        clean = jnp.asarray(images[chosen[np.minimum(index, count - 1)]])
+        clean = to_data_units(images[chosen[np.minimum(index, count - 1)]])
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(index))
         noisy, signs = _noised(clean, jnp.asarray(sigma, clean.dtype), keys)
         yield noisy, signs, jnp.asarray(index < count, clean.dtype)

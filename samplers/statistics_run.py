@@ -1,6 +1,8 @@
 """Model statistics of a run, written to its workdir; an interrupted run goes on."""
 
 import json
+import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from samplers.statistics_estimation import Passes, estimate_model_statistics
 
 __all__ = ["estimate_for_workdir"]
 
+_SECONDS_BETWEEN_SAVES = 20.0
+
 
 def estimate_for_workdir(
     workdir: str | Path,
@@ -34,7 +38,7 @@ def estimate_for_workdir(
 ) -> None:
     """Estimate l, s and b of a run's network on its training images.
 
-    What is done is kept beside `out` after every level; the same call goes on from it,
+    What is done is kept beside `out` every 20 s; the same call goes on from it,
     and ends with the same file.
 
     Args:
@@ -64,7 +68,7 @@ def estimate_for_workdir(
             "networks (leave out the file: the Gaussian's closed form serves)"
         )
     split = split_of(record.config.data)
-    images = _data_units(split.training.images)
+    images = split.training.images
     lowest, highest = (
         max(sigma_range[0], model.sigma_range[0]),
         min(sigma_range[1], model.sigma_range[1]),
@@ -87,8 +91,14 @@ def estimate_for_workdir(
         2 * num_levels, done=done, label="model statistics", unit="level"
     )
 
+    saved = time.monotonic()
+
     def after_level(passes: Passes) -> None:
-        _write_partial(partial, about, passes)
+        nonlocal saved
+        # All levels are written each time: at every one it would be most of the work.
+        if time.monotonic() - saved >= _SECONDS_BETWEEN_SAVES:
+            _write_partial(partial, about, passes)
+            saved = time.monotonic()
         progress.advance(note=str(out))
 
     found = estimate_model_statistics(
@@ -112,12 +122,6 @@ def _environment() -> dict[str, Any]:
     return {"backend": jax.default_backend(), "versions": versions()}
 
 
-def _data_units(images: np.ndarray) -> np.ndarray:
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / 127.5 - 1
-    return np.asarray(images, np.float32)
-
-
 def _write_partial(path: Path, about: dict[str, Any], passes: Passes) -> None:
     text = np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
     write_atomically(path, lambda file: np.savez(file, about=text, **passes._asdict()))
@@ -129,9 +133,12 @@ def _read_partial(
     """Return what an interrupted estimation has done."""
     if not path.exists():
         return Passes(*np.full((4, num_levels, size), np.nan))
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in ("about", *Passes._fields)}
-    told = json.loads(arrays.pop("about").tobytes())
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("about", *Passes._fields)}
+        told = json.loads(arrays.pop("about").tobytes())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is damaged ({error}); delete it") from error
     different = [name for name in about if told.get(name) != about[name]]
     if different:
         name = different[0]

@@ -127,13 +127,15 @@ class UniPC:
     ) -> UniPCState:
         """Return the state at the next grid point."""
         outputs = (state.denoised, *state.history)
-        corrected = weighted_sum(
-            coefficients.corrector_ratio,
-            state.x_before,
-            coefficients.corrector_weights,
-            outputs,
-        )
-        here = jnp.asarray(coefficients.kept * state.x + corrected, state.x.dtype)
+        here = state.x
+        if self.corrector:
+            corrected = weighted_sum(
+                coefficients.corrector_ratio,
+                state.x_before,
+                coefficients.corrector_weights,
+                outputs,
+            )
+            here = jnp.asarray(coefficients.kept * here + corrected, state.x.dtype)
         x = weighted_sum(coefficients.ratio, here, coefficients.weights, outputs[:-1])
         denoised = denoiser(x, coefficients.sigma_next)
         return UniPCState(x, denoised, here, outputs[:-1])

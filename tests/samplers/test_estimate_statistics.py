@@ -33,6 +33,7 @@ def test_a_killed_estimation_goes_on_to_the_same_file(workdir, tmp_path, monkeyp
     estimate_for_workdir(workdir, whole, **SIZES)
     import samplers.statistics_run as run
 
+    monkeypatch.setattr(run, "_SECONDS_BETWEEN_SAVES", 0.0)
     write, count = run._write_partial, [0]
 
     def dying(*arguments):
@@ -47,6 +48,12 @@ def test_a_killed_estimation_goes_on_to_the_same_file(workdir, tmp_path, monkeyp
     assert not broken.exists()
     with pytest.raises(InputError, match="begun with seed 0, now 1"):
         estimate_for_workdir(workdir, broken, **{**SIZES, "seed": 1})
+    partial = tmp_path / ".broken.npz.partial.npz"
+    whole_bytes = partial.read_bytes()
+    partial.write_bytes(whole_bytes[:100])
+    with pytest.raises(InputError, match="is damaged"):
+        estimate_for_workdir(workdir, broken, **SIZES)
+    partial.write_bytes(whole_bytes)
     estimate_for_workdir(workdir, broken, **SIZES)
     assert count[0] == 8, "finished levels are not done again"
     one, other = load_model_statistics(whole), load_model_statistics(broken)
