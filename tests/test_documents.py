@@ -69,6 +69,7 @@ def test_the_example_of_sampling_runs():
     assert "(4, 8, 8, 1) 8" in run("-c", code)
 
 
+@pytest.mark.slow
 def test_a_transform_of_ones_own_is_learned_and_takes_under_twenty_lines():
     text = (ROOT / "examples" / "own_transform.py").read_text()
     (body,) = re.findall(r"class Negative:\n(.*?)\n\n\n", text, re.DOTALL)

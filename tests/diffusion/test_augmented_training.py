@@ -163,6 +163,7 @@ def glyph_run(**augmentation):
     )
 
 
+@pytest.mark.slow
 def test_transformed_images_are_drawn_with_a_condition(tmp_path):
     run = tmp_path / "run"
     train(glyph_run(), run)

@@ -260,6 +260,7 @@ def test_the_learned_weight_is_least_at_the_expected_loss():
     np.testing.assert_allclose(found, jnp.log(loss), atol=0.05)
 
 
+@pytest.mark.slow
 def test_uncertainty_weighting_trains_and_is_no_part_of_the_denoiser(
     tiny_config, tmp_path
 ):

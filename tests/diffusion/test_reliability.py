@@ -231,6 +231,7 @@ def test_changes_of_logging_and_saving_change_no_parameter(tiny_config, tmp_path
         assert found[0][item] == found[1][item] == found[2][item]
 
 
+@pytest.mark.slow
 def test_logging_may_change_on_the_way(tiny_config, tmp_path):
     """Parameters are bitwise the same, and rows are means since the last one."""
     each = with_training(tiny_config, log_every_steps=1)

@@ -74,9 +74,9 @@ def gradient_after_a_step(config, dtype: str):
     return np.concatenate([np.asarray(leaf).ravel() for leaf in leaves]), state.sums
 
 
+@pytest.mark.slow  # parameters after ten steps are compared in the fast suite
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    [("float64", 1e-12), pytest.param("float32", 1e-5, marks=pytest.mark.slow)],
+    ("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)]
 )
 def test_gradients_do_not_depend_on_accumulation(tiny_unet, dtype, tolerance):
     """Noise, flips, dropout and dropped labels are those of the whole batch."""
@@ -415,6 +415,7 @@ def test_rows_say_how_fast_and_where(tiny_run, tiny_config):
         assert "device_memory_bytes" in row
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_same_scalars(tiny_config, tmp_path, monkeypatch):
     train(with_training(tiny_config, tensorboard=True, num_steps=10), tmp_path)
     (path,) = (tmp_path / "tensorboard").iterdir()

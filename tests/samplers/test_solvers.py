@@ -145,6 +145,7 @@ def test_the_adaptive_solver_meets_its_tolerance_with_the_calls_it_counts(order)
     np.testing.assert_allclose(alone[0], found.x[0], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_langevin_has_the_datas_moments_when_it_is_slow_enough():
     """It freezes where steps * step_size no longer reach the data's variance."""
     keys = jax.random.split(jax.random.key(1), 4_000)

@@ -124,6 +124,7 @@ def test_integrator_has_order_five():
     assert errors[1] < 1e-4 * errors[0], errors
 
 
+@pytest.mark.slow
 def test_integrator_takes_a_sigma_for_each_sample_and_no_notice_of_the_others():
     with jax.enable_x64(True):
         flow, x = probability_flow(mixture()), jnp.asarray(rng().normal(size=(6, D)))
