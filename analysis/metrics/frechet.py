@@ -127,5 +127,7 @@ def _factor(covariance: ArrayLike, dimension: int, name: str) -> NDArray[np.floa
             f"{name} has the eigenvalue {variances[0]:.3g}; a covariance has none "
             "below 0"
         )
-    kept = variances > 0
+    # A variance of 0 comes out as rounding, of which the root would be 1e-8.
+    rounding = dimension * np.finfo(np.float64).eps * variances[-1]
+    kept = variances > max(rounding, 0.0)
     return vectors[:, kept] * np.sqrt(variances[kept])
