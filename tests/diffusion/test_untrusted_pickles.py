@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import gc
 import io
 import os
 import pickle
@@ -67,11 +68,13 @@ sys.addaudithook(_audit)  # for good: Python has no way to take one off
 @contextlib.contextmanager
 def nothing_runs():
     """Assert that this thread runs and opens nothing meanwhile."""
+    gc.disable()  # what earlier tests left behind may read files when it is collected
     _watch.events, _watch.active = [], True
     try:
         yield
     finally:
         _watch.active = False
+        gc.enable()
     assert not _watch.events
     assert not Path("executed").exists()
 
