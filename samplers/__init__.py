@@ -3,7 +3,13 @@
 from samplers.adaptive import adaptive_dpm_solver
 from samplers.dpm_solver_pp import DPMSolverPP
 from samplers.dpm_solver_v3 import DPMSolverV3
+from samplers.effective_variances import (
+    EffectiveVariances,
+    load_effective_variances,
+    save_effective_variances,
+)
 from samplers.euler import Euler
+from samplers.gain_estimation import GainEstimate, estimate_gains
 from samplers.heun import Heun
 from samplers.inversion import Inverse, Inversion, invert
 from samplers.langevin import annealed_langevin
@@ -22,6 +28,7 @@ from samplers.model_statistics import (
     pixel_statistics,
     save_model_statistics,
 )
+from samplers.residual_exponential import ResidualExponential
 from samplers.sampling import sample, sample_blocks, teleport
 from samplers.schedules import karras, log_linear, skip_above, vp_uniform
 from samplers.solver import Solution, Solver, Trace, integrate
@@ -43,7 +50,9 @@ __all__ = [
     "ClassTeleport",
     "DPMSolverPP",
     "DPMSolverV3",
+    "EffectiveVariances",
     "Euler",
+    "GainEstimate",
     "Heun",
     "Inverse",
     "Inversion",
@@ -51,6 +60,7 @@ __all__ = [
     "ModelStatistics",
     "MomentMatched",
     "Prior",
+    "ResidualExponential",
     "Solution",
     "Solver",
     "Start",
@@ -63,17 +73,20 @@ __all__ = [
     "annealed_langevin",
     "bits_per_dimension",
     "dequantise",
+    "estimate_gains",
     "estimate_model_statistics",
     "gaussian_statistics",
     "integrate",
     "invert",
     "karras",
+    "load_effective_variances",
     "load_model_statistics",
     "log_likelihood",
     "log_linear",
     "pixel_statistics",
     "sample",
     "sample_blocks",
+    "save_effective_variances",
     "save_model_statistics",
     "skip_above",
     "teleport",

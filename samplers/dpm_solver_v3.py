@@ -15,7 +15,6 @@ The state holds the predicted x; a step first corrects it and goes on from there
 last point of a grid is not corrected.
 """
 
-import itertools
 import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 
 from configs.errors import InputError, choice_error
 from diffusion.denoiser import Denoiser
-from samplers.exponential import multistep_orders
+from samplers.exponential import multistep_orders, quadrature
 from samplers.model_statistics import LinearPart, ModelStatistics
 
 __all__ = ["DPMSolverV3"]
@@ -36,9 +35,7 @@ __all__ = ["DPMSolverV3"]
 _ORDERS = (1, 2, 3)
 _CORRECTORS = ("on", "off", "half")
 _HALF_TIME_SIGMA = 3.41  # noise level at half the time of the VP process
-_CELL = 0.1  # longest piece of u for one quadrature
 _ROWS = 64  # points of a quadrature held at once
-_GAUSS = np.polynomial.legendre.leggauss(4)
 
 
 class V3Plan(NamedTuple):
@@ -239,7 +236,7 @@ def _integrate_step(
     whole = part.integrals(np.array([end]))
     size = here.linear.shape[1]
     bias, powers = np.zeros(size), np.zeros((count, size))
-    points, masses = _quadrature(part.breakpoints(), start, end)
+    points, masses = quadrature(part.breakpoints(), start, end)
     for first in range(0, len(points), _ROWS):
         r, mass = points[first : first + _ROWS], masses[first : first + _ROWS]
         at = part.integrals(r)
@@ -250,21 +247,3 @@ def _integrate_step(
             powers[k] += ((r - start) ** k / math.factorial(k)) @ weighted
     bias *= np.exp(here.scaling[0])
     return _StepIntegrals(np.exp(here.linear - whole.linear)[0], bias, powers)
-
-
-def _quadrature(
-    breakpoints: NDArray[np.float64], start: float, end: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return points and masses of Gauss-Legendre rules between the breakpoints."""
-    low, high = min(start, end), max(start, end)
-    inside = breakpoints[(breakpoints > low) & (breakpoints < high)]
-    ends = [low, *inside.tolist(), high]
-    edges = [low]
-    for a, b in itertools.pairwise(ends):
-        pieces = max(1, math.ceil((b - a) / _CELL))
-        edges += np.linspace(a, b, pieces + 1)[1:].tolist()
-    left, width = np.array(edges[:-1])[:, None], np.diff(edges)[:, None]
-    nodes, weights = _GAUSS
-    points = left + width * (nodes + 1) / 2
-    masses = math.copysign(1.0, end - start) * width * weights / 2
-    return points.ravel(), masses.ravel()

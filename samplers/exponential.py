@@ -13,15 +13,18 @@ A solver replaces D by a polynomial through earlier outputs; what is left are
 Everything here is float64 on the host and holds for steps in both directions.
 """
 
+import itertools
 import math
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["lagrange_weights", "log_steps", "multistep_orders", "phi"]
+__all__ = ["lagrange_weights", "log_steps", "multistep_orders", "phi", "quadrature"]
 
 _SERIES_BELOW = 1.0
 _TERMS = 20  # 1 / 20! is below the rounding of float64
+_CELL = 0.1  # longest piece of u for one rule of a quadrature
+_GAUSS = np.polynomial.legendre.leggauss(4)
 
 
 def phi(k: int, z: float) -> float:
@@ -87,3 +90,33 @@ def multistep_orders(
     if lower_order_final:
         orders = [min(q, num_steps - i) for i, q in enumerate(orders)]
     return orders
+
+
+def quadrature(
+    breakpoints: NDArray[np.float64], start: float, end: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return points and masses of an integral over u, accurate to rounding.
+
+    Rules of Gauss and Legendre with 4 points on pieces of at most .1, none of which
+    goes across a breakpoint.
+
+    Args:
+        breakpoints: Ascending values of u where the integrand may have a kink.
+        start: Where the integral begins.
+        end: Where it ends; below `start` the masses are negative.
+
+    Returns:
+        (P,) values of u, and (P,) masses; sum(masses * f(points)) is the integral.
+    """
+    low, high = min(start, end), max(start, end)
+    inside = breakpoints[(breakpoints > low) & (breakpoints < high)]
+    ends = [low, *inside.tolist(), high]
+    edges = [low]
+    for a, b in itertools.pairwise(ends):
+        pieces = max(1, math.ceil((b - a) / _CELL))
+        edges += np.linspace(a, b, pieces + 1)[1:].tolist()
+    left, width = np.array(edges[:-1])[:, None], np.diff(edges)[:, None]
+    nodes, weights = _GAUSS
+    points = left + width * (nodes + 1) / 2
+    masses = math.copysign(1.0, end - start) * width * weights / 2
+    return points.ravel(), masses.ravel()

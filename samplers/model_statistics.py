@@ -29,10 +29,10 @@ from numpy.typing import ArrayLike, NDArray
 from configs.errors import InputError
 from diffusion.atomic import write_atomically
 from diffusion.closed_form import GaussianDenoiser
+from samplers.coordinates import Coordinates
 from samplers.schedules import check_grid
 
 __all__ = [
-    "Coordinates",
     "GaussianStatistics",
     "Integrals",
     "LinearPart",
@@ -41,63 +41,14 @@ __all__ = [
     "gaussian_statistics",
     "load_model_statistics",
     "pixel_statistics",
+    "read_statistics_about",
     "save_model_statistics",
 ]
 
 _FORMAT = "scorelab model statistics 1"
-_HIGHEST = jax.lax.Precision.HIGHEST
+_NAMES = ("sigmas", "l", "s", "b", "event_shape", "about")
 _GAUSS = np.polynomial.legendre.leggauss(3)
 _ROUNDING = 1e-9  # a grid's ends may differ from the table's by this share
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Coordinates:
-    """Where the linear part is diagonal: C numbers per noise level.
-
-    Without a basis, the entries of x themselves, C = D.  With one, its R columns and,
-    last, the complement as a whole, C = R + 1.
-
-    Args:
-        origin: (*event), the point that coordinates are measured from.
-        basis: (D, R) with orthonormal columns, or None.
-    """
-
-    origin: Array
-    basis: Array | None = None
-
-    @property
-    def size(self) -> int:
-        """C, the number of coordinates."""
-        if self.basis is None:
-            return math.prod(jnp.shape(self.origin))
-        return jnp.shape(self.basis)[1] + 1
-
-    def scale(self, gains: Array, vectors: list[Array]) -> Array:
-        """Return sum_j diag(gains[j]) vectors[j], (B, *event), from the origin.
-
-        Args:
-            gains: (J, C).
-            vectors: J arrays (B, *event), measured from the origin.
-        """
-        shape = vectors[0].shape
-        flat = [v.reshape(shape[0], -1) for v in vectors]
-        if self.basis is None:
-            scaled = [g * v for g, v in zip(gains, flat, strict=True)]
-            return jnp.sum(jnp.stack(scaled), axis=0).reshape(shape)
-        rest = sum(g[-1] * v for g, v in zip(gains, flat, strict=True))
-        inside = sum(
-            (g[:-1] - g[-1]) * jnp.matmul(v, self.basis, precision=_HIGHEST)
-            for g, v in zip(gains, flat, strict=True)
-        )
-        moved = rest + jnp.matmul(inside, self.basis.T, precision=_HIGHEST)
-        return moved.reshape(shape)
-
-    def vector(self, values: Array) -> Array:
-        """Return the vector with these coordinates, 0 in the complement, (*event)."""
-        if self.basis is not None:
-            values = jnp.matmul(self.basis, values[:-1], precision=_HIGHEST)
-        return values.reshape(jnp.shape(self.origin))
 
 
 class Integrals(NamedTuple):
@@ -373,12 +324,33 @@ def load_model_statistics(path: str | Path) -> TabulatedStatistics:
     Raises:
         InputError: If the file is missing or is not one of these.
     """
-    names = ("sigmas", "l", "s", "b", "event_shape", "about")
+    arrays = _read(path)
+    event = tuple(int(n) for n in arrays["event_shape"])
+    found = TabulatedStatistics(
+        Coordinates(jnp.zeros(event, jnp.float32)),
+        *(arrays[name] for name in _NAMES[:4]),
+    )
+    found.linear_part()  # checks shapes and numbers
+    return found
+
+
+def read_statistics_about(path: str | Path) -> dict[str, Any]:
+    """Return what the file says it was estimated on.
+
+    Args:
+        path: The ``.npz`` of `save_model_statistics`.
+
+    Raises:
+        InputError: If the file is missing or is not one of these.
+    """
+    return json.loads(_read(path)["about"].tobytes())
+
+
+def _read(path: str | Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in names}
+            arrays = {name: file[name] for name in _NAMES}
         about = json.loads(arrays["about"].tobytes())
-        event = tuple(int(n) for n in arrays["event_shape"])
     except FileNotFoundError:
         raise InputError(
             f"no model statistics at {path}; estimate them with "
@@ -388,12 +360,7 @@ def load_model_statistics(path: str | Path) -> TabulatedStatistics:
         raise InputError(f"{path} holds no model statistics ({error})") from None
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         raise InputError(f"{path} holds no model statistics of format {_FORMAT}")
-    found = TabulatedStatistics(
-        Coordinates(jnp.zeros(event, jnp.float32)),
-        *(arrays[name] for name in names[:4]),
-    )
-    found.linear_part()  # checks shapes and numbers
-    return found
+    return arrays
 
 
 def _summed(cells: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -24,7 +24,8 @@ from numpy.typing import ArrayLike, NDArray
 from configs.errors import InputError
 from diffusion.data.batches import to_data_units
 from diffusion.denoiser import Denoiser, as_pytree
-from samplers.model_statistics import Coordinates, TabulatedStatistics
+from samplers.coordinates import Coordinates
+from samplers.model_statistics import TabulatedStatistics
 from samplers.schedules import check_grid
 
 __all__ = ["Passes", "StatisticsEstimate", "estimate_model_statistics"]
@@ -66,6 +67,7 @@ def estimate_model_statistics(
     *,
     num_samples: int = 1024,
     batch_size: int = 256,
+    denoiser_of: Callable[[NDArray[np.intp]], Denoiser] | None = None,
     passes: Passes | None = None,
     after_level: Callable[[Passes], None] = lambda _: None,
 ) -> StatisticsEstimate:
@@ -82,6 +84,9 @@ def estimate_model_statistics(
         key: A `jax.random.key`.
         num_samples: Noised images per level.
         batch_size: Noised images at once.
+        denoiser_of: What denoises the images of these (batch_size,) numbers, in the
+            place of `denoiser`: of one structure for every batch, such as a network
+            told their classes.
         passes: Levels that are done, to go on from; None begins.
         after_level: Called with all that is done after each level of each pass, 2 N
             times in all; a place to save it and to show progress.
@@ -94,22 +99,14 @@ def estimate_model_statistics(
     """
     grid = check_grid(sigmas)
     images = np.asarray(images)
-    if grid.size < 2 or images.ndim < 2 or len(images) == 0:
-        raise InputError(
-            f"statistics need at least 2 noise levels and a batch of images; given "
-            f"{grid.size} levels and images of shape {images.shape}"
-        )
-    if num_samples < 2 or batch_size < 1:
-        raise InputError(
-            f"num_samples is {num_samples} and batch_size {batch_size}; they must be "
-            "at least 2 and 1"
-        )
-    denoiser = as_pytree(denoiser)
+    _check_sizes(grid, images, num_samples, batch_size)
+    same = as_pytree(denoiser)
+    tell = denoiser_of or (lambda numbers: same)
     size = int(np.prod(images.shape[1:]))
     if passes is None:
         passes = Passes(*np.full((4, grid.size, size), np.nan))
 
-    def draws(level: int) -> Iterator[tuple[Array, Array, Array]]:
+    def draws(level: int) -> Iterator[_Draw]:
         return _draws(
             images, grid[level], jax.random.fold_in(key, level), num_samples, batch_size
         )
@@ -117,14 +114,14 @@ def estimate_model_statistics(
     for i in range(grid.size):
         if np.isnan(passes.gains[i, 0]):
             passes.gains[i], passes.standard_error[i] = _linear_part(
-                denoiser, draws(i), grid[i]
+                tell, draws(i), grid[i]
             )
             after_level(passes)
     slopes = np.gradient(passes.gains, -np.log(grid), axis=0)
     for i in range(grid.size):
         if np.isnan(passes.scalings[i, 0]):
             passes.scalings[i], passes.biases[i] = _rest(
-                denoiser, draws(i), grid[i], passes.gains[i], slopes[i]
+                tell, draws(i), grid[i], passes.gains[i], slopes[i]
             )
             after_level(passes)
     origin = jnp.zeros(images.shape[1:], jnp.float32)
@@ -132,6 +129,22 @@ def estimate_model_statistics(
         Coordinates(origin), grid, passes.gains, passes.scalings, passes.biases
     )
     return StatisticsEstimate(statistics, passes.standard_error)
+
+
+class _Draw(NamedTuple):
+    """A batch of noised images.
+
+    Attributes:
+        numbers: (B,) which images they are of.
+        noisy: (B, *event).
+        signs: (B, *event), the probes.
+        counts: (B,), 1 where a row counts and 0 where it fills up the batch.
+    """
+
+    numbers: NDArray[np.intp]
+    noisy: Array
+    signs: Array
+    counts: Array
 
 
 class _Moments:
@@ -155,16 +168,16 @@ class _Moments:
 
 def _draws(
     images: NDArray, sigma: float, key: Array, count: int, batch_size: int
-) -> Iterator[tuple[Array, Array, Array]]:
-    """Yield noised images, signs for the probes, and 1 where a row counts."""
-    chosen = np.asarray(jax.random.randint(key, (count,), 0, len(images)))
+) -> Iterator[_Draw]:
+    chosen = np.asarray(jax.random.randint(key, (count,), 0, len(images)), np.intp)
     for first in range(0, count, batch_size):
         # The last batch is filled up, so that one program serves all.
         index = np.arange(first, first + batch_size)
-        clean = to_data_units(images[chosen[np.minimum(index, count - 1)]])
+        numbers = chosen[np.minimum(index, count - 1)]
+        clean = to_data_units(images[numbers])
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(index))
         noisy, signs = _noised(clean, jnp.asarray(sigma, clean.dtype), keys)
-        yield noisy, signs, jnp.asarray(index < count, clean.dtype)
+        yield _Draw(numbers, noisy, signs, jnp.asarray(index < count, clean.dtype))
 
 
 @jax.jit
@@ -181,11 +194,13 @@ def _noised(clean: Array, sigma: Array, keys: Array) -> tuple[Array, Array]:
 
 
 def _linear_part(
-    denoiser: Denoiser, draws: Iterator[tuple[Array, Array, Array]], sigma: float
+    denoiser_of: Callable[[NDArray[np.intp]], Denoiser],
+    draws: Iterator[_Draw],
+    sigma: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     moments = _Moments()
-    for noisy, signs, counts in draws:
-        batch = _gain_batch(denoiser, noisy, signs, counts, sigma)
+    for numbers, noisy, signs, counts in draws:
+        batch = _gain_batch(denoiser_of(numbers), noisy, signs, counts, sigma)
         moments.add(int(counts.sum()), *batch)
     gains = np.asarray(moments.means)[0]
     _check_finite(gains, sigma)
@@ -193,18 +208,18 @@ def _linear_part(
 
 
 def _rest(
-    denoiser: Denoiser,
-    draws: Iterator[tuple[Array, Array, Array]],
+    denoiser_of: Callable[[NDArray[np.intp]], Denoiser],
+    draws: Iterator[_Draw],
     sigma: float,
     gains: NDArray[np.float64],
     slopes: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     moments, power, dtype = _Moments(), 0.0, np.dtype(np.float32)
-    for noisy, _, counts in draws:
+    for numbers, noisy, _, counts in draws:
         dtype = noisy.dtype
         shape = noisy.shape[1:]
         l, slope = (jnp.asarray(v.reshape(shape), dtype) for v in (gains, slopes))  # noqa: E741
-        batch = _rest_batch(denoiser, noisy, counts, sigma, l, slope)
+        batch = _rest_batch(denoiser_of(numbers), noisy, counts, sigma, l, slope)
         moments.add(int(counts.sum()), *batch)
         power = max(power, float(jnp.mean(noisy**2)))
     covariances = moments.covariances()
@@ -250,6 +265,21 @@ def _batch_moments(values: list[Array], counts: Array) -> tuple[Array, Array]:
     means = jnp.sum(weight * flat, axis=1) / jnp.sum(counts)
     centred = (flat - means[:, None]) * weight
     return means, jnp.einsum("vbd,wbd->vwd", centred, centred, precision="highest")
+
+
+def _check_sizes(
+    grid: NDArray[np.float64], images: NDArray, num_samples: int, batch_size: int
+) -> None:
+    if grid.size < 2 or images.ndim < 2 or len(images) == 0:
+        raise InputError(
+            f"statistics need at least 2 noise levels and a batch of images; given "
+            f"{grid.size} levels and images of shape {images.shape}"
+        )
+    if num_samples < 2 or batch_size < 1:
+        raise InputError(
+            f"num_samples is {num_samples} and batch_size {batch_size}; they must be "
+            "at least 2 and 1"
+        )
 
 
 def _check_finite(values: NDArray[np.float64], sigma: float) -> None:

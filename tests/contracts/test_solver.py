@@ -13,6 +13,7 @@ from samplers import (
     Euler,
     Heun,
     Prior,
+    ResidualExponential,
     StochasticHeun,
     Teleport,
     UniPC,
@@ -89,6 +90,14 @@ SOLVERS = {
         2,
     ),
     "dpm_solver_v3_3_final": (DPMSolverV3(V3, 3), 2),
+    "residual_exponential_1": (ResidualExponential(matched(), 1, **FREE), 1),
+    "residual_exponential_2": (ResidualExponential(matched(), 2, **FREE), 2),
+    "residual_exponential_3": (ResidualExponential(matched(), 3, **FREE), 3),
+    "residual_exponential_2_rank_1": (
+        ResidualExponential(matched(), 2, rank=1, **FREE),
+        2,
+    ),
+    "residual_exponential_2_final": (ResidualExponential(matched(), 2), 2),
 }
 
 
@@ -102,6 +111,8 @@ KINDS = (
     "dpm_solver_pp_3_singlestep",
     "unipc_3_bh2",
     "dpm_solver_v3_3_corrector",
+    "residual_exponential_3",
+    "residual_exponential_2_rank_1",
 )
 
 

@@ -19,7 +19,7 @@ from samplers import (
     pixel_statistics,
     save_model_statistics,
 )
-from samplers.model_statistics import Coordinates
+from samplers.coordinates import Coordinates
 from samplers.statistics_estimation import Passes
 
 RNG = np.random.default_rng(0)
