@@ -62,9 +62,21 @@ SOLVERS = {
     ),
     "dpm_solver_v3": SolverEntry(
         "DPM-Solver-v3, order 3; n calls; with statistics of the model",
-        ("order", "pseudo_order", "corrector", "lower_order_final", "statistics"),
+        (
+            "order",
+            "pseudo_order",
+            "corrector",
+            "pseudo_corrector",
+            "lower_order_final",
+            "statistics",
+        ),
         (1, 2, 3),
         ("on", "off", "half"),
+    ),
+    "residual_exponential": SolverEntry(
+        "the Gaussian's part exactly, order 2 for the rest; n calls; best with gains",
+        ("order", "lower_order_final", "statistics", "rank"),
+        (1, 2, 3),
     ),
 }
 SCHEDULES = ("karras", "log_linear", "vp_uniform")
@@ -77,10 +89,11 @@ class SamplerConfig:
     """How noise becomes images."""
 
     solver: str = "heun"
-    """Solver: euler, heun, stochastic_heun, dpm_solver_pp, unipc or dpm_solver_v3; see
-    --list-solvers."""
+    """Solver: euler, heun, stochastic_heun, dpm_solver_pp, unipc, dpm_solver_v3 or
+    residual_exponential; see --list-solvers."""
     order: int | None = None
-    """Order of dpm_solver_pp, unipc or dpm_solver_v3; None takes the solver's own."""
+    """Order of dpm_solver_pp, unipc, dpm_solver_v3 or residual_exponential; None takes
+    the solver's own."""
     variant: str | None = None
     """dpm_solver_pp: midpoint or taylor (order 2), published or corrected (order 3);
     unipc: bh1 or bh2; None takes the first, of unipc bh2."""
@@ -92,9 +105,14 @@ class SamplerConfig:
     """unipc: on or off; dpm_solver_v3: on, off or half; None takes on."""
     pseudo_order: bool = False
     """dpm_solver_v3: predict with divided differences, steadier at few calls."""
+    pseudo_corrector: bool = False
+    """dpm_solver_v3: correct with one order more, by divided differences."""
     statistics: str | None = None
-    """dpm_solver_v3: file of estimate_statistics; None takes the workdir's
-    model_statistics.npz, or else the closed form of the Gaussian."""
+    """dpm_solver_v3: file of estimate_statistics; residual_exponential: one of
+    estimate_statistics --gains; None takes the workdir's model_statistics.npz or
+    gains.npz, or else the closed form of the Gaussian."""
+    rank: int = 128
+    """residual_exponential: principal directions that are treated one by one."""
     churn: float = 0.0
     """stochastic_heun: how much noise is put in, EDM's S_churn."""
     churn_min: float = 0.0
@@ -135,7 +153,8 @@ class SamplerConfig:
     """File with a mixture or an empirical model: teleport by its flow, integrated
     without the network."""
     other_data: bool = False
-    """Accept closed forms that were fitted to other images than the network's."""
+    """Accept closed forms that were fitted to other images than the network's, and
+    statistics of another checkpoint."""
 
     def __post_init__(self) -> None:
         """Check names, ranges, and that all that is set has an effect."""
@@ -166,6 +185,12 @@ class SamplerConfig:
         )
         if self.corrector is not None:
             require_choice("sampler.corrector", self.corrector, entry.correctors)
+        if self.corrector == "off" and self.pseudo_corrector:
+            raise InputError(
+                "sampler.pseudo_corrector is set, but sampler.corrector is off; leave "
+                "one of them out"
+            )
+        require(self.rank >= 0, "sampler.rank", self.rank, ">= 0")
         if self.solver == "unipc" and self.variant is not None:
             require_choice("sampler.variant", self.variant, ("bh1", "bh2"))
         if self.solver == "stochastic_heun":
@@ -272,7 +297,8 @@ class SamplerConfig:
                 f"sampler.{given[0]} and sampler.{given[1]} are two starts; choose one"
             )
         used = self.teleport is not None and given in ([], ["moment_matched"])
-        used = used or self.moment_matched or self.solver == "dpm_solver_v3"
+        solved = "statistics" in SOLVERS[self.solver].options
+        used = used or self.moment_matched or (solved and self.statistics is None)
         if self.gaussian is not None and not used:
             raise InputError(
                 "sampler.gaussian is set, but nothing uses it; add --sampler.teleport "
@@ -360,10 +386,10 @@ def solver_table() -> str:
     """Return the solvers, one line each, with the options that belong to them."""
     lines = []
     for name, entry in SOLVERS.items():
-        lines.append(f"{name:16} {entry.about}")
+        lines.append(f"{name:20} {entry.about}")
         if entry.options:
             options = (f"--sampler.{o.replace('_', '-')}" for o in entry.options)
-            lines.append(f"{'':16} {' '.join(options)}")
+            lines.append(f"{'':20} {' '.join(options)}")
     return "\n".join(lines)
 
 

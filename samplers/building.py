@@ -7,8 +7,7 @@ its points from there down.
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,22 +16,19 @@ from numpy.typing import NDArray
 
 from configs.errors import InputError, choice_error
 from configs.sampler_schema import SOLVERS, SamplerConfig
-from diffusion.closed_form import (
-    EmpiricalDenoiser,
-    GaussianDenoiser,
-    MixtureDenoiser,
-    load_closed_form,
-)
+from diffusion.closed_form import EmpiricalDenoiser, GaussianDenoiser, MixtureDenoiser
 from samplers.dpm_solver_pp import DPMSolverPP
 from samplers.dpm_solver_v3 import DPMSolverV3
 from samplers.euler import Euler
 from samplers.heun import Heun
 from samplers.model import Model
-from samplers.model_statistics import (
-    ModelStatistics,
-    gaussian_statistics,
-    load_model_statistics,
+from samplers.model_files import (
+    read_affine_part,
+    read_closed_form,
+    read_gaussian,
+    read_statistics,
 )
+from samplers.residual_exponential import ResidualExponential
 from samplers.schedules import (
     check_grid,
     karras,
@@ -54,7 +50,6 @@ from samplers.unipc import UniPC
 
 __all__ = ["BUILDERS", "Sampler", "build_sampler"]
 
-_T = TypeVar("_T")
 _MOST_POINTS = 10_000  # of the search for a grid with a number of calls
 
 
@@ -181,11 +176,13 @@ def _points_of(config: SamplerConfig, solver: Solver, ends: tuple[float, float])
 
 def _start(config: SamplerConfig, model: Model, sigma_max: float) -> Start:
     if config.moment_matched:
-        return MomentMatched(_gaussian(config, model))
+        return MomentMatched(read_gaussian(config, model))
     if config.teleport is None:
         return Prior()
     if config.class_gaussians is not None:
-        classes = _read(config.class_gaussians, (MixtureDenoiser,), config, model)
+        classes = read_closed_form(
+            config.class_gaussians, (MixtureDenoiser,), config, model
+        )
         if model.num_classes != len(classes.means):
             raise InputError(
                 f"{config.class_gaussians} holds {len(classes.means)} Gaussians, but "
@@ -194,109 +191,10 @@ def _start(config: SamplerConfig, model: Model, sigma_max: float) -> Start:
         return ClassTeleport(classes, jnp.zeros(1, jnp.int32), sigma_max)
     if config.prefix is not None:
         kinds = (MixtureDenoiser, EmpiricalDenoiser, GaussianDenoiser)
-        return AnalyticPrefix(_read(config.prefix, kinds, config, model), sigma_max)
-    return Teleport(_gaussian(config, model), sigma_max)
-
-
-def _gaussian(
-    config: SamplerConfig, model: Model, user: str = "teleporting"
-) -> GaussianDenoiser:
-    """Return the Gaussian that the settings or the model name."""
-    given = config.gaussian or model.gaussian
-    if given is None:
-        raise InputError(
-            f"{user} needs a Gaussian, and this model is none; name one of the "
-            "same images with --sampler.gaussian FILE"
+        return AnalyticPrefix(
+            read_closed_form(config.prefix, kinds, config, model), sigma_max
         )
-    if isinstance(given, GaussianDenoiser):
-        return given
-    if not Path(given).is_file():
-        raise InputError(
-            f"no Gaussian at {given}; diffusion.train writes gaussian.npz into its "
-            "workdir, and diffusion.fit_closed_form writes one for any data set"
-        )
-    return _read(given, (GaussianDenoiser,), config, model)
-
-
-def _read(
-    path: str | Path, kinds: tuple[type[_T], ...], config: SamplerConfig, model: Model
-) -> _T:
-    """Read a closed form of one of these kinds, of the model's shape and data."""
-    found = load_closed_form(path, event_shape=model.event_shape)
-    if not isinstance(found.denoiser, kinds):
-        names = {
-            GaussianDenoiser: "a Gaussian",
-            MixtureDenoiser: "a mixture",
-            EmpiricalDenoiser: "an empirical model",
-        }
-        wanted = " or ".join(names[kind] for kind in kinds)
-        raise InputError(
-            f"{path} holds a model of kind {found.kind}, but {wanted} is needed; fit "
-            "one with diffusion.fit_closed_form --kind"
-        )
-    digest = found.provenance.data_digest
-    both = bool(digest and model.data_digest)
-    if both and digest != model.data_digest and not config.other_data:
-        raise InputError(
-            f"{path} was fitted to other images (sha256 {digest[:12]}...) than the "
-            f"model was ({model.data_digest[:12]}...); fit one to those, or set "
-            "--sampler.other-data True"
-        )
-    if not config.other_data:
-        _check_range(path, found.denoiser, model)
-    return found.denoiser
-
-
-def _check_range(path: str | Path, form: object, model: Model) -> None:
-    """Refuse statistics of pixels in [0, 1], if the model has others to compare with.
-
-    Their mean is (mean + 1) / 2 of the same images in [-1, 1].
-    """
-    own = model.gaussian
-    if isinstance(own, Path):
-        if not own.is_file() or own.resolve() == Path(path).resolve():
-            return
-        own = load_closed_form(own).denoiser
-    if not isinstance(own, GaussianDenoiser):
-        return
-    expected, given = np.asarray(own.mean), _mean(form)
-    if _rms(given - expected) > 4 * _rms(given - (expected + 1) / 2):
-        raise InputError(
-            f"{path} seems to be fitted to pixels in [0, 1]: its mean is that of the "
-            "model's images halved and shifted; fit it again to x / 127.5 - 1"
-        )
-
-
-def _mean(form: object) -> NDArray[Any]:
-    if isinstance(form, GaussianDenoiser):
-        return np.asarray(form.mean, np.float64)
-    if isinstance(form, MixtureDenoiser):
-        weights = np.exp(np.asarray(form.log_weights, np.float64))
-        means = np.asarray(form.means, np.float64)
-        return np.tensordot(weights / weights.sum(), means, 1)
-    assert isinstance(form, EmpiricalDenoiser)
-    return np.asarray(form.points, np.float64).mean(axis=0)
-
-
-def _rms(values: NDArray[Any]) -> float:
-    return float(np.sqrt(np.mean(values**2)))
-
-
-def _statistics(config: SamplerConfig, model: Model) -> ModelStatistics:
-    """Return what DPM-Solver-v3 knows of the model beforehand."""
-    path = config.statistics
-    if path is None and config.gaussian is None:
-        path = model.statistics
-    if path is None:
-        return gaussian_statistics(_gaussian(config, model, config.solver))
-    found = load_model_statistics(path)
-    shape = np.shape(found.coordinates.origin)
-    if shape != model.event_shape:
-        raise InputError(
-            f"{path} holds statistics of samples of shape {shape}, but "
-            f"{model.event_shape} is needed; estimate them on this model"
-        )
-    return found
+    return Teleport(read_gaussian(config, model), sigma_max)
 
 
 def _build_dpm_solver_pp(config: SamplerConfig, model: Model) -> Solver:
@@ -319,11 +217,21 @@ def _build_unipc(config: SamplerConfig, model: Model) -> Solver:
 
 def _build_dpm_solver_v3(config: SamplerConfig, model: Model) -> Solver:
     return DPMSolverV3(
-        _statistics(config, model),
+        read_statistics(config, model),
         order=config.order or 3,
         pseudo_order=config.pseudo_order,
         corrector=config.corrector or "on",
+        pseudo_corrector=config.pseudo_corrector,
         lower_order_final=config.lower_order_final,
+    )
+
+
+def _build_residual_exponential(config: SamplerConfig, model: Model) -> Solver:
+    return ResidualExponential(
+        read_affine_part(config, model),
+        config.order or ResidualExponential.order,
+        config.rank,
+        config.lower_order_final,
     )
 
 
@@ -343,6 +251,7 @@ BUILDERS: dict[str, Callable[[SamplerConfig, Model], Solver]] = {
     "dpm_solver_pp": _build_dpm_solver_pp,
     "unipc": _build_unipc,
     "dpm_solver_v3": _build_dpm_solver_v3,
+    "residual_exponential": _build_residual_exponential,
 }
 """How the solvers of `configs.sampler_schema.SOLVERS` are made, by the same names."""
 

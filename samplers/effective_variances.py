@@ -3,7 +3,8 @@
 Where D answers to direction k with a gain w_k(sigma), a Gaussian would have there the
 variance v_k with w_k = v_k/(v_k + sigma^2).  A table holds log v_k, which changes far
 less than w_k does, at N noise levels.  Between them it is linear in u = log(1/sigma);
-beyond its ends it stays what it is there.  With a = log v_k + 2 u, linear on each piece,
+beyond its ends it stays what it is there.  With a = log v_k + 2 u, linear on every
+piece,
 
     l = 1 - w = 1/(1 + e^a),
     integral of l du = piece * (log(1 + e^-a_0) - log(1 + e^-a_1)) / (a_1 - a_0),

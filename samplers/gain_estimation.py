@@ -31,6 +31,7 @@ from samplers.schedules import check_grid
 
 __all__ = ["GainEstimate", "estimate_gains"]
 
+_NOTHING = 1e-10  # share of the squares that is rounding
 _LEAST, _MOST = 1e-9, 1 - 1e-9  # of l, so that its logit is finite
 
 
@@ -176,10 +177,11 @@ def _regress(
     gains = np.sum(centred * y, axis=0) / power
     left = y - y.mean(axis=0) - gains * centred
     errors = np.sqrt(np.sum((centred * left) ** 2, axis=0)) / power
-    total = squares.sum()
-    # Without a complement there is nothing to see there, and any gain will do.
-    rest = products.sum() / total if total > 0 else 1.0
-    error = np.sqrt(np.sum((products - rest * squares) ** 2)) / max(total, 1e-300)
+    rest, error, total = 1.0, 0.0, squares.sum()
+    # Without a complement there is only rounding, and any gain will do.
+    if total > _NOTHING * power.sum():
+        rest = products.sum() / total
+        error = np.sqrt(np.sum((products - rest * squares) ** 2)) / total
     return np.append(gains, rest), np.append(errors, error)
 
 

@@ -8,7 +8,6 @@ The files are then byte for byte those of a command that was not interrupted; of
 ``record.json`` only the seconds differ.
 """
 
-import hashlib
 import json
 import shutil
 import time
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from configs.errors import InputError, InputWarning
 from configs.sampler_schema import GenerationConfig
@@ -28,7 +26,7 @@ from diffusion.progress import Progress
 from diffusion.versions import versions
 from samplers.building import build_sampler
 from samplers.drawing import Drawing, draw_blocks
-from samplers.model import Model, load_guided_model
+from samplers.model import Model, digest_of, load_guided_model
 from samplers.partial_files import PartialFiles, open_partial_files
 from samplers.sample_files import SampleFiles, is_image
 
@@ -103,7 +101,7 @@ def _settings(
         **values,
         "class_label": drawing.class_rule,
         "format": list(formats),
-        "model_sha256": _digest((drawing.model.denoiser, drawing.sampler)),
+        "model_sha256": digest_of((drawing.model.denoiser, drawing.sampler)),
     }
 
 
@@ -209,14 +207,6 @@ def _note_context(outdir: Path, partial: PartialFiles) -> None:
             )
     else:
         partial.commit(0)
-
-
-def _digest(tree: Any) -> str:
-    """Return the sha256 of all numbers in a tree."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

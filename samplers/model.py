@@ -1,15 +1,17 @@
 """What samples are drawn from: the network of a workdir, or a closed form in a file.
 
 A network that is told classes is given them block by block (`Model.with_classes`);
-guidance makes one denoiser of two (`diffusion.guidance`).
+guidance makes one denoiser of two (`diffusion.guidance`).  What was measured on a model
+names it by the sha256 of its numbers (`Model.digest`), and is refused by others.
 """
 
 import dataclasses
+import hashlib
 import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +27,9 @@ from diffusion.guidance import Guided
 from diffusion.neural import NeuralDenoiser
 from diffusion.training import load_denoiser
 from diffusion.training.record import Record, read_record
+from samplers.effective_variances import EffectiveVariances
 
-__all__ = ["Model", "load_guided_model", "load_model"]
+__all__ = ["Model", "digest_of", "load_guided_model", "load_model"]
 
 
 class Model(NamedTuple):
@@ -43,6 +46,8 @@ class Model(NamedTuple):
         data_digest: sha256 of the images it was trained on; empty when unknown.
         statistics: Where its statistics for DPM-Solver-v3 lie, if they were estimated.
         guide_has_classes: With guidance, whether the guide is told the classes too.
+        gains: Its gains for the residual integrator or where they lie, if they were
+            measured.
     """
 
     denoiser: Denoiser
@@ -53,6 +58,25 @@ class Model(NamedTuple):
     data_digest: str = ""
     statistics: Path | None = None
     guide_has_classes: bool = False
+    gains: Path | EffectiveVariances | None = None
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all numbers of the denoiser, in hexadecimal: which checkpoint.
+
+        Class labels and an augmentation condition are inputs and not among them.
+        """
+        return digest_of(_untold(self.denoiser))
+
+    def is_measured_by(self, digest: str) -> bool:
+        """Tell whether what was measured on the model of this `digest` serves this one.
+
+        What was measured on the conditional part of a guided model does.
+        """
+        parts = [self.denoiser]
+        if isinstance(self.denoiser, Guided):
+            parts.append(self.denoiser.conditional)
+        return any(digest_of(_untold(part)) == digest for part in parts)
 
     def with_classes(self, classes: Array) -> Denoiser:
         """Return the denoiser of a block of samples.
@@ -103,7 +127,10 @@ def load_model(
     assert record is not None, "load_denoiser has read it"
     if condition:
         denoiser = _conditioned(denoiser, record, condition)
-    statistics = Path(path) / "model_statistics.npz"
+    statistics, gains = (
+        file if file.is_file() else None
+        for file in (Path(path) / "model_statistics.npz", Path(path) / "gains.npz")
+    )
     return Model(
         denoiser,
         record.event_shape,
@@ -111,7 +138,8 @@ def load_model(
         _sigma_range(denoiser),
         getattr(record.config.network, "label_dim", 0),
         record.data_digest,
-        statistics if statistics.is_file() else None,
+        statistics,
+        gains=gains,
     )
 
 
@@ -151,6 +179,29 @@ def load_guided_model(path: str | Path, config: GenerationConfig) -> Model:
         sigma_range=(max(lowest), min(highest)),
         guide_has_classes=config.guide is not None and guide.num_classes > 0,
     )
+
+
+def digest_of(tree: Any) -> str:
+    """Return the sha256 of all numbers in a pytree, in hexadecimal."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _untold(denoiser: Denoiser) -> Denoiser:
+    """Return a denoiser without what it is told about samples."""
+    if isinstance(denoiser, Guided):
+        return dataclasses.replace(
+            denoiser,
+            conditional=_untold(denoiser.conditional),
+            unconditional=_untold(denoiser.unconditional),
+        )
+    inputs = ("labels", "condition")
+    told = [name for name in inputs if getattr(denoiser, name, None) is not None]
+    if not told:
+        return denoiser
+    return dataclasses.replace(denoiser, **dict.fromkeys(told))  # type: ignore[type-var]
 
 
 def _told(denoiser: Denoiser, labels: Array) -> Denoiser:

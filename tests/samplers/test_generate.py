@@ -328,6 +328,23 @@ def test_every_named_solver_is_built_and_listed(forms):
         assert np.isfinite(block.samples).all()
 
 
+def test_options_reach_the_solver(forms):
+    model = samplers.model.load_model(forms / "gaussian.npz")
+
+    def built(**values):
+        return build_sampler(SamplerConfig(**values), model).solver
+
+    v3 = built(solver="dpm_solver_v3", pseudo_corrector=True, pseudo_order=True)
+    assert v3.pseudo_corrector
+    assert v3.pseudo_order
+    assert not built(solver="dpm_solver_v3").pseudo_corrector
+    ours = built(
+        solver="residual_exponential", order=3, rank=2, lower_order_final=False
+    )
+    assert (ours.order, ours.rank, ours.lower_order_final) == (3, 2, False)
+    assert built(solver="residual_exponential").order == 2
+
+
 def test_number_of_calls_decides_on_the_grid(forms):
     model = samplers.model.load_model(forms / "gaussian.npz")
 
@@ -360,6 +377,18 @@ def test_number_of_calls_decides_on_the_grid(forms):
         ),
         ({"churn": 3.0}, "heun takes no churn"),
         ({"order": 3}, "heun takes no order"),
+        ({"rank": 5}, "heun takes no rank; it belongs to residual_exponential"),
+        ({"solver": "residual_exponential", "rank": -1}, "sampler.rank is -1"),
+        ({"solver": "residual_exponential", "order": 4}, "one of 1, 2, 3 with res"),
+        ({"pseudo_corrector": True}, "it belongs to dpm_solver_v3"),
+        (
+            {"solver": "dpm_solver_v3", "pseudo_corrector": True, "corrector": "off"},
+            "pseudo_corrector is set, but sampler.corrector is off",
+        ),
+        (
+            {"solver": "dpm_solver_v3", "statistics": "s.npz", "gaussian": "g.npz"},
+            "nothing uses it",
+        ),
         ({"lower_order_final": False}, "heun takes no lower_order_final"),
         ({"solver": "unipc", "order": 5}, "one of 1, 2, 3, 4 with unipc"),
         ({"solver": "unipc", "corrector": "half"}, "unknown sampler.corrector 'half'"),
@@ -458,7 +487,8 @@ def test_list_solvers_needs_no_workdir(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["prog", "--list-solvers"])
     exit_on_error(generate.main)
     text = capsys.readouterr().out
-    for name in ("unipc", "dpm_solver_v3", "--sampler.churn-max"):
+    names = ("unipc", "dpm_solver_v3", "residual_exponential", "--sampler.churn-max")
+    for name in (*names, "--sampler.rank", "--sampler.pseudo-corrector"):
         assert name in text
 
 
