@@ -10,10 +10,13 @@ sigma_skip 40, 20, 10, 5, 2.5) x a schedule x a last sigma, and spends at most a
 number of calls, the last one included.  After a skip the grid is spread anew.  Solvers
 run in float32.
 
+The second part (`benchmarks.error_vs_nfe_ours`) runs the residual integrator on the
+same truth, and chooses combinations on the coarse mixture alone.
+
 Every combination is judged by its rms error per pixel on 64 samples, the best by
 distances between distributions on 2,048 too.  PATH is a folder with
-cifar10-jpeg-train.zip.  Takes a quarter of an hour on two cores; --quick takes seconds,
-on generated images, and writes nothing.
+cifar10-jpeg-train.zip.  Takes an hour on two cores; --quick takes a minute, on
+generated images, and writes nothing.
 """
 
 import argparse
@@ -29,6 +32,7 @@ from numpy.typing import NDArray
 from analysis.plots import save_figure
 from benchmarks.error_vs_nfe_distribution import Judge, measure_distributions
 from benchmarks.error_vs_nfe_figure import draw_figure
+from benchmarks.error_vs_nfe_ours import measure_ours
 from benchmarks.error_vs_nfe_report import (
     best_of,
     describe,
@@ -46,13 +50,12 @@ from benchmarks.error_vs_nfe_table import (
     draw_noise,
     measure_reference,
     measure_table,
-    num_points,
-    rms_error,
-    solve,
 )
-from benchmarks.error_vs_nfe_truth import Problem, Setting, cast, fit_problem
+from benchmarks.error_vs_nfe_truth import Problem, Setting, fit_problem
 from benchmarks.images import generated_images, load_images
 from benchmarks.results_file import RESULTS, write_result
+from samplers.frame import cast
+from samplers.search import num_points, rms_error, solve
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -96,6 +99,8 @@ def run(images: NDArray[np.uint8], sizes: Sizes) -> dict[str, Any]:
     distributions = measure_distributions(
         judge, rows_to_judge(table), sizes.grids.calls
     )
+    judged = time.perf_counter()
+    ours = measure_ours(problem, sizes.grids, noise, exact, table, judge)
     ended = time.perf_counter()
     return {
         "problem": problem.description,
@@ -104,10 +109,12 @@ def run(images: NDArray[np.uint8], sizes: Sizes) -> dict[str, Any]:
         "float32": compare_precisions(problem, table, noise, exact),
         "summary": summarise(table),
         "distributions": distributions,
+        "ours": ours,
         "seconds": {
             "fit": fitted - started,
             "table": solved - fitted,
-            "distributions": ended - solved,
+            "distributions": judged - solved,
+            "ours": ended - judged,
         },
         "table": write_compactly(table),
     }
@@ -123,7 +130,7 @@ def compare_precisions(
     choice, rms = best_of(table, lambda c: True)[-1]
     with jax.enable_x64(True):
         again = _solve_in_float64(problem, choice, noise)
-    wide = float(rms_error(again, exact, problem.frame.outside))
+    wide = float(rms_error(again, exact, problem.frame.weights))
     return {**describe((choice, rms)), "rms_in_float64": wide}
 
 

@@ -8,6 +8,7 @@ rows begin at the same noise: differences between them are far finer than the fl
 the distance between two independent draws of the truth.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,13 +23,13 @@ from benchmarks.error_vs_nfe_table import (
     begin,
     build_grid,
     build_solvers,
-    num_points,
-    solve,
 )
-from benchmarks.error_vs_nfe_truth import Problem, cast
+from benchmarks.error_vs_nfe_truth import Problem
 from diffusion.progress import Progress
 from samplers.dpm_solver_pp import DPMSolverPP
-from samplers.solver import integrate
+from samplers.frame import cast
+from samplers.search import num_points, solve
+from samplers.solver import Solver, integrate
 from samplers.stochastic_heun import StochasticHeun
 
 CHURNS = (1.0, 5.0)
@@ -123,17 +124,16 @@ class Judge:
         return rng.standard_normal((count, len(self.problem.frame.mean)), np.float32)
 
 
-def measure_distributions(
-    judge: Judge, choices: list[tuple[Choice, float]], calls: tuple[int, ...]
-) -> dict[str, Any]:
-    """Judge some combinations, stochastic Heun, and solutions that are nearly exact."""
+def judge_rows(
+    judge: Judge,
+    choices: Sequence[tuple[Choice, float]],
+    solvers: Mapping[str, Solver],
+) -> list[dict[str, Any]]:
+    """Judge some combinations; `solvers` has those of their names."""
     problem = judge.problem
-    solvers = build_solvers(problem)
     truth = cast(problem.truth, jnp.float32)
     rows: list[dict[str, Any]] = []
-    progress = Progress(
-        len(choices) + len(CHURNS) * len(calls), label="distributions", unit="row"
-    )
+    progress = Progress(len(choices), label="distributions", unit="row")
     begun: dict[tuple[str, float], NDArray[np.float32]] = {}
     for choice, rms in choices:
         start = choice.family, choice.sigma_skip
@@ -149,6 +149,17 @@ def measure_distributions(
         x = solve(solver, truth, begun[start][None], [grid])[0]
         rows.append({**choice._asdict(), "rms": rms, **judge.judge(x)._asdict()})
         progress.advance(note=choice.solver)
+    progress.close()
+    return rows
+
+
+def measure_distributions(
+    judge: Judge, choices: list[tuple[Choice, float]], calls: tuple[int, ...]
+) -> dict[str, Any]:
+    """Judge some combinations, stochastic Heun, and solutions that are nearly exact."""
+    rows = judge_rows(judge, choices, build_solvers(judge.problem))
+    truth = cast(judge.problem.truth, jnp.float32)
+    progress = Progress(len(CHURNS) * len(calls), label="stochastic Heun", unit="row")
     for churn in CHURNS:
         for budget in calls:
             found = judge.judge(_stochastic(judge, truth, churn, budget))

@@ -1,35 +1,29 @@
 """Every solver on every start and grid, against the exact solution."""
 
-import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from numpy.typing import NDArray
 
-from benchmarks.error_vs_nfe_truth import Problem, SharedResidualMixture, cast
-from diffusion.denoiser import Denoiser
+from benchmarks.error_vs_nfe_truth import Problem
 from diffusion.progress import Progress
 from samplers.dpm_solver_pp import DPMSolverPP
 from samplers.dpm_solver_v3 import DPMSolverV3
 from samplers.euler import Euler
+from samplers.frame import cast
 from samplers.heun import Heun
 from samplers.model_statistics import gaussian_statistics
-from samplers.runge_kutta import dormand_prince, probability_flow, require_arrival
 from samplers.schedules import karras, log_linear
+from samplers.search import num_points, rms_error, solve, solve_exactly
 from samplers.solver import Solver
 from samplers.start import AnalyticPrefix, Prior, Start, Teleport
 from samplers.unipc import UniPC
 
 SIGMA_MAX = 80.0
-_REFERENCE_END = 1e-4
 _REFERENCE_TOLERANCE = 1e-9
-_REFERENCE_STEPS = 20_000
-_ROWS_AT_ONCE = 1024
 
 
 class Grids(NamedTuple):
@@ -44,7 +38,7 @@ class Grids(NamedTuple):
         "Karras 7",
         "Karras 10",
     )
-    last_sigmas: tuple[float, ...] = (0.002, 0.02, 0.05)
+    last_sigmas: tuple[float, ...] = (0.002, 0.02, 0.05, 0.1, 0.2)
     calls: tuple[int, ...] = (5, 6, 8, 10, 12, 15, 20, 25)
 
 
@@ -137,14 +131,6 @@ def list_starts(grids: Grids) -> list[tuple[str, float]]:
     ]
 
 
-def num_points(solver: Solver, calls: int) -> int:
-    """Return the length of the longest grid that costs at most `calls`."""
-    points = 1
-    while solver.nfe(points + 1) <= calls:
-        points += 1
-    return points
-
-
 def build_grid(
     schedule: str, points: int, last_sigma: float, first_sigma: float
 ) -> NDArray[np.float64]:
@@ -160,42 +146,18 @@ def draw_noise(seed: int, count: int, dimension: int) -> NDArray[np.float64]:
     return np.concatenate([noise, np.ones((count, 1))], axis=1)
 
 
-def solve_exactly(
-    problem: Problem, noise: NDArray[np.float64], tolerance: float
-) -> NDArray[np.float64]:
-    """Return the solutions from sigma_max * noise at noise level 0, in float64.
-
-    The flow is followed to 1e-4 and D is called there, which leaves a relative error of
-    (1e-4)^2 / 2 v.
-    """
-    with jax.enable_x64(True):
-        truth = cast(problem.truth, jnp.float64)
-        x = jnp.asarray(SIGMA_MAX * noise)
-        arrival = jax.jit(_follow, static_argnums=2)(truth, x, tolerance)
-        require_arrival(arrival, _REFERENCE_END, _REFERENCE_STEPS)
-        return np.asarray(truth(arrival.x, _REFERENCE_END))
-
-
-def _follow(truth: SharedResidualMixture, x: Array, tolerance: float) -> Any:
-    return dormand_prince(
-        probability_flow(truth),
-        x,
-        SIGMA_MAX,
-        _REFERENCE_END,
-        rtol=tolerance,
-        atol=tolerance,
-        max_steps=_REFERENCE_STEPS,
-    )
-
-
 def measure_reference(
     problem: Problem, noise: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], dict[str, float]]:
     """Return the exact solutions, and how far they change with a looser tolerance."""
-    exact = solve_exactly(problem, noise, _REFERENCE_TOLERANCE)
-    looser = solve_exactly(problem, noise, 100 * _REFERENCE_TOLERANCE)
-    scale = rms_error(np.zeros_like(exact), exact, problem.frame.outside)
-    change = float(rms_error(looser, exact, problem.frame.outside) / scale)
+    tolerances = _REFERENCE_TOLERANCE, 100 * _REFERENCE_TOLERANCE
+    exact, looser = (
+        solve_exactly(problem.truth, noise, SIGMA_MAX, tolerance)
+        for tolerance in tolerances
+    )
+    weights = problem.frame.weights
+    scale = rms_error(np.zeros_like(exact), exact, weights)
+    change = float(rms_error(looser, exact, weights) / scale)
     assert change < 1e-6, f"the reference has not converged: {change:.1e}"
     return exact, {
         "tolerance": _REFERENCE_TOLERANCE,
@@ -204,29 +166,27 @@ def measure_reference(
     }
 
 
-def rms_error(
-    x: NDArray[Any], exact: NDArray[np.float64], outside: int
-) -> NDArray[np.float64]:
-    """Return the root mean square over samples and D pixels.
-
-    Args:
-        x: (..., B, d + 1).
-        exact: (B, d + 1).
-        outside: Directions that the last coordinate stands for.
-    """
-    weights = np.append(np.ones(exact.shape[1] - 1), float(outside))
-    squares = (np.asarray(x, np.float64) - exact) ** 2 @ weights
-    return np.sqrt(squares.mean(axis=-1) / weights.sum())
-
-
 def measure_table(
     problem: Problem,
     grids: Grids,
     noise: NDArray[np.float64],
     exact: NDArray[np.float64],
+    *,
+    solvers: dict[str, Solver] | None = None,
+    starts: list[tuple[str, float]] | None = None,
 ) -> Table:
-    """Run every solver from every start on every grid."""
-    solvers, starts = build_solvers(problem), list_starts(grids)
+    """Run every solver from every start on every grid.
+
+    Args:
+        problem: The truth.
+        grids: What is searched over.
+        noise: (B, d + 1).
+        exact: (B, d + 1), the truth's solutions from it.
+        solvers: By name; None for those of `build_solvers`.
+        starts: Family and noise level; None for all of them.
+    """
+    solvers = build_solvers(problem) if solvers is None else solvers
+    starts = list_starts(grids) if starts is None else starts
     truth = cast(problem.truth, jnp.float32)
     begun = {
         start: begin(problem, noise.astype(np.float32), *start) for start in starts
@@ -247,7 +207,7 @@ def measure_table(
             some = [build_grid(s, points, last, skip) for (_, skip), s, last in axes]
             x = np.stack([begun[start] for start, _, _ in axes])
             errors = rms_error(
-                solve(solver, truth, x, some), exact, problem.frame.outside
+                solve(solver, truth, x, some), exact, problem.frame.weights
             )
             rms[i, ..., j] = errors.reshape(shape[1:4])
             progress.advance(note=f"{name}, {calls} calls")
@@ -261,63 +221,3 @@ def begin(
     """Return x at the noise level where the solver begins, (B, d + 1)."""
     start = build_starts(problem, family)
     return np.asarray(start(jnp.asarray(noise), sigma_skip))
-
-
-def solve(
-    solver: Solver,
-    denoiser: Denoiser,
-    x: NDArray[Any],
-    grids: Sequence[NDArray[np.float64]],
-) -> NDArray[Any]:
-    """Integrate along many grids of one length at once.
-
-    One step serves all lengths, so a solver is compiled once.
-
-    Args:
-        solver: Any deterministic one.
-        denoiser: The truth.
-        x: (G, B, d + 1), at the first point of each grid.
-        grids: G grids of L points.
-
-    Returns:
-        (G, B, d + 1), samples at noise level 0, in the dtype of `x`.
-    """
-    plans = _plans(solver, grids)
-    at_once = max(1, _ROWS_AT_ONCE // x.shape[1])
-    results = []
-    for start in range(0, len(x), at_once):
-        # The last group is filled up: one shape for all.
-        index = np.minimum(np.arange(start, start + at_once), len(x) - 1)
-        first = jnp.asarray([grids[i][0] for i in index], x.dtype)
-        state = _init(solver, denoiser, jnp.asarray(x[index]), first)
-        for i in range(len(grids[0]) - 1):
-            row = jax.tree.map(functools.partial(_row, index, i, x.dtype), plans)
-            state = _step(solver, denoiser, state, row)
-        results.append(np.asarray(state.denoised))
-    return np.concatenate(results)[: len(x)]
-
-
-def _row(
-    index: NDArray[np.intp], step: int, dtype: Any, plans: NDArray[np.float64]
-) -> Array:
-    return jnp.asarray(plans[index, step], dtype)
-
-
-def _plans(solver: Solver, grids: Sequence[NDArray[np.float64]]) -> Any:
-    """Return the plans of all grids, stacked; equal grids are planned once."""
-    known: dict[bytes, Any] = {}
-    for grid in grids:
-        if grid.tobytes() not in known:
-            known[grid.tobytes()] = solver.plan(grid)
-    plans = [known[grid.tobytes()] for grid in grids]
-    return jax.tree.map(lambda *rows: np.stack(rows), *plans)
-
-
-@jax.jit
-def _init(solver: Solver, denoiser: Denoiser, x: Array, sigmas: Array) -> Any:
-    return jax.vmap(functools.partial(solver.init, denoiser))(x, sigmas)
-
-
-@jax.jit
-def _step(solver: Solver, denoiser: Denoiser, state: Any, row: Any) -> Any:
-    return jax.vmap(functools.partial(solver.step, denoiser))(state, row)

@@ -21,6 +21,7 @@ _NOT_PRESETS = (
     "presets",
     "sampler_schema",
     "schema",
+    "solver_table",
     "training_schema",
 )
 

@@ -1,13 +1,12 @@
 """How samples are drawn: solver, grid and start, and what `samplers.generate` writes.
 
-Which options a solver takes stands in one table, `SOLVERS`: the check of a
-configuration, ``--list-solvers`` and the error for an unknown name all read it.
+Which options a solver takes stands in `configs.solver_table`.
 """
 
 import itertools
 import math
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple
+from typing import Literal
 
 from configs.errors import (
     InputError,
@@ -16,69 +15,16 @@ from configs.errors import (
     require,
     require_choice,
 )
+from configs.solver_table import SOLVERS
 
 __all__ = [
     "FORMATS",
     "SCHEDULES",
-    "SOLVERS",
     "GenerationConfig",
     "SamplerConfig",
-    "SolverEntry",
-    "solver_table",
 ]
 
 
-class SolverEntry(NamedTuple):
-    """One solver that has a name.
-
-    Attributes:
-        about: One line for ``--list-solvers``.
-        options: Fields of `SamplerConfig` that it takes and others may not.
-        orders: Orders that may be asked for; empty where there is no choice.
-        correctors: Values of `corrector` that it knows.
-    """
-
-    about: str
-    options: tuple[str, ...] = ()
-    orders: tuple[int, ...] = ()
-    correctors: tuple[str, ...] = ()
-
-
-_CHURN = ("churn", "churn_min", "churn_max", "churn_noise")
-SOLVERS = {
-    "euler": SolverEntry("order 1, which is DDIM; n calls on n points"),
-    "heun": SolverEntry("order 2, EDM's; 2n - 1 calls"),
-    "stochastic_heun": SolverEntry("heun between injections of noise; 2n - 1", _CHURN),
-    "dpm_solver_pp": SolverEntry(
-        "DPM-Solver++, order 2; n calls, or order (n - 1) + 1 with singlestep",
-        ("order", "variant", "singlestep", "lower_order_final"),
-        (1, 2, 3),
-    ),
-    "unipc": SolverEntry(
-        "predictor and corrector, order 3; n calls",
-        ("order", "variant", "corrector", "lower_order_final"),
-        (1, 2, 3, 4),
-        ("on", "off"),
-    ),
-    "dpm_solver_v3": SolverEntry(
-        "DPM-Solver-v3, order 3; n calls; with statistics of the model",
-        (
-            "order",
-            "pseudo_order",
-            "corrector",
-            "pseudo_corrector",
-            "lower_order_final",
-            "statistics",
-        ),
-        (1, 2, 3),
-        ("on", "off", "half"),
-    ),
-    "residual_exponential": SolverEntry(
-        "the Gaussian's part exactly, order 2 for the rest; n calls; best with gains",
-        ("order", "lower_order_final", "statistics", "rank"),
-        (1, 2, 3),
-    ),
-}
 SCHEDULES = ("karras", "log_linear", "vp_uniform")
 SKIP_MODES = ("same-tail", "re-spread")
 FORMATS = ("folder", "zip", "npz", "npy")
@@ -136,9 +82,12 @@ class SamplerConfig:
     """Exponent of the karras grid."""
     sigmas: tuple[float, ...] | None = None
     """The grid itself, decreasing, in the place of schedule, points and ends."""
-    teleport: float | None = None
+    tuned: int | None = None
+    """Take the sampler that samplers.tune has found for so many network calls; all
+    else of the sampler is left out."""
+    teleport: float | Literal["auto"] | None = None
     """Start at or below this sigma, moved there by a closed form of the training
-    images; None starts at sigma_max."""
+    images; auto predicts the best, or that none is; None starts at sigma_max."""
     skip_mode: str = "same-tail"
     """After a teleport: same-tail keeps the grid's points at or below it; re-spread
     puts all num_points between it and sigma_min."""
@@ -158,6 +107,8 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         """Check names, ranges, and that all that is set has an effect."""
+        if self.tuned is not None:
+            self._check_tuned(self.tuned)
         require_choice("solver", self.solver, SOLVERS)
         require_choice("schedule", self.schedule, SCHEDULES)
         require_choice("sampler.skip_mode", self.skip_mode, SKIP_MODES)
@@ -171,6 +122,15 @@ class SamplerConfig:
         if self.sigmas is not None:
             return self.sigmas[0], self.sigmas[-1]
         return self.sigma_max, self.sigma_min
+
+    def _check_tuned(self, calls: int) -> None:
+        require(calls >= 2, "sampler.tuned", calls, ">= 2 network calls")
+        for item in fields(self):
+            if item.name not in ("tuned", "other_data") and self.changed(item.name):
+                raise InputError(
+                    f"sampler.{item.name} has no effect beside sampler.tuned, which is "
+                    "the whole sampler; leave one of them out"
+                )
 
     def _check_solver(self) -> None:
         entry = SOLVERS[self.solver]
@@ -261,10 +221,14 @@ class SamplerConfig:
     def _check_start(self) -> None:
         highest, lowest = self.ends
         require(
-            self.teleport is None or lowest <= self.teleport <= highest,
+            self.teleport in (None, "auto")
+            or (
+                not isinstance(self.teleport, str)
+                and lowest <= self.teleport <= highest
+            ),
             "sampler.teleport",
             self.teleport,
-            f"in [{lowest}, {highest}] or None",
+            f"in [{lowest}, {highest}], auto or None",
         )
         if self.teleport is None:
             for name in ("class_gaussians", "prefix", "skip_mode"):
@@ -282,7 +246,8 @@ class SamplerConfig:
                 "sampler.sigmas is the whole grid and is not spread again",
             )
             require(
-                self.teleport is not None and self.teleport > lowest,
+                self.teleport == "auto"
+                or (isinstance(self.teleport, float | int) and self.teleport > lowest),
                 "sampler.teleport",
                 self.teleport,
                 f"above sigma_min = {lowest} with re-spread",
@@ -292,6 +257,11 @@ class SamplerConfig:
             for name in ("moment_matched", "class_gaussians", "prefix")
             if self.changed(name)
         ]
+        if self.teleport == "auto" and given:
+            raise InputError(
+                f"sampler.teleport is auto, which knows the workdir's Gaussian alone; "
+                f"leave out sampler.{given[0]} or give a noise level"
+            )
         if len(given) > 1:
             raise InputError(
                 f"sampler.{given[0]} and sampler.{given[1]} are two starts; choose one"
@@ -380,17 +350,6 @@ class GenerationConfig:
             )
         if self.guide is None and self.guide_step is not None:
             raise InputError("guide_step needs --guide WORKDIR; add it or leave it out")
-
-
-def solver_table() -> str:
-    """Return the solvers, one line each, with the options that belong to them."""
-    lines = []
-    for name, entry in SOLVERS.items():
-        lines.append(f"{name:20} {entry.about}")
-        if entry.options:
-            options = (f"--sampler.{o.replace('_', '-')}" for o in entry.options)
-            lines.append(f"{'':20} {' '.join(options)}")
-    return "\n".join(lines)
 
 
 def _no_such_option(config: SamplerConfig, name: str) -> InputError:

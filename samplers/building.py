@@ -15,7 +15,8 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from configs.errors import InputError, choice_error
-from configs.sampler_schema import SOLVERS, SamplerConfig
+from configs.sampler_schema import SamplerConfig
+from configs.solver_table import SOLVERS
 from diffusion.closed_form import EmpiricalDenoiser, GaussianDenoiser, MixtureDenoiser
 from samplers.dpm_solver_pp import DPMSolverPP
 from samplers.dpm_solver_v3 import DPMSolverV3
@@ -90,6 +91,11 @@ def build_sampler(config: SamplerConfig, model: Model) -> Sampler:
     """
     if config.solver not in BUILDERS:
         raise choice_error("solver", config.solver, BUILDERS)
+    if config.teleport == "auto" or config.tuned is not None:
+        raise InputError(
+            "teleport auto and tuned samplers belong to a workdir; resolve them first "
+            "(samplers.automatic_skip.resolve_skip, samplers.tuned_files.load_tuned)"
+        )
     solver = BUILDERS[config.solver](config, model)
     ends = _ends(config, model)
     num_points = config.num_points
@@ -119,6 +125,7 @@ def _grid(
 ) -> NDArray[np.float64]:
     """Return the points that are left after a skip."""
     skip = config.teleport
+    assert not isinstance(skip, str), "auto is resolved"
     if config.sigmas is not None:
         whole = check_grid(config.sigmas)
         return whole if skip is None else skip_above(whole, skip)
@@ -253,6 +260,6 @@ BUILDERS: dict[str, Callable[[SamplerConfig, Model], Solver]] = {
     "dpm_solver_v3": _build_dpm_solver_v3,
     "residual_exponential": _build_residual_exponential,
 }
-"""How the solvers of `configs.sampler_schema.SOLVERS` are made, by the same names."""
+"""How the solvers of `configs.solver_table.SOLVERS` are made, by the same names."""
 
 assert BUILDERS.keys() == SOLVERS.keys()

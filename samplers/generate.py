@@ -12,7 +12,8 @@ from typing import Annotated
 
 import tyro
 
-from configs.sampler_schema import GenerationConfig, solver_table
+from configs.sampler_schema import GenerationConfig
+from configs.solver_table import solver_table
 from diffusion.command_line import exit_on_error, parse_options, split_positional
 
 __all__ = ["main"]
@@ -65,7 +66,9 @@ def _folder_name(config: GenerationConfig) -> str:
     """Return a name that tells the settings that are not the defaults."""
     sampler = config.sampler
     parts = [sampler.solver, sampler.schedule, str(sampler.num_points)]
-    if sampler.sigmas is not None:
+    if sampler.tuned is not None:
+        parts = []
+    elif sampler.sigmas is not None:
         parts[1:] = ["own_grid"]
     elif sampler.nfe is not None:
         parts[2:] = []

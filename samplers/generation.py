@@ -8,6 +8,7 @@ The files are then byte for byte those of a command that was not interrupted; of
 ``record.json`` only the seconds differ.
 """
 
+import dataclasses
 import json
 import shutil
 import time
@@ -24,11 +25,13 @@ from configs.schema import to_dict
 from diffusion.atomic import write_atomically
 from diffusion.progress import Progress
 from diffusion.versions import versions
+from samplers.automatic_skip import resolve_skip
 from samplers.building import build_sampler
 from samplers.drawing import Drawing, draw_blocks
 from samplers.model import Model, digest_of, load_guided_model
 from samplers.partial_files import PartialFiles, open_partial_files
 from samplers.sample_files import SampleFiles, is_image
+from samplers.tuned_files import load_tuned
 
 __all__ = ["generate_samples"]
 
@@ -52,12 +55,15 @@ def generate_samples(
     _check_outdir(outdir)
     _check(config)
     model = load_guided_model(workdir, config)
+    class_rule = _class_rule(config, model)
+    config = _resolve(config, model, workdir, class_rule)
+    _check(config)
     drawing = Drawing(
         model,
         build_sampler(config.sampler, model),
         config.seed,
         config.block_size,
-        _class_rule(config, model),
+        class_rule,
     )
     is_picture = is_image(model.event_shape)
     formats = config.format or (("folder",) if is_picture else ("npy",))
@@ -87,6 +93,17 @@ def generate_samples(
         shutil.rmtree(outdir / ".partial")
     calls = f"{drawing.nfe}" if networks == 1 else f"{drawing.nfe} x 2"
     print(f"{count} samples, {calls} network calls each, {seconds:.1f} s: {outdir}")
+
+
+def _resolve(
+    config: GenerationConfig, model: Model, workdir: str | Path, class_rule: str | None
+) -> GenerationConfig:
+    """Return the configuration with the sampler that was tuned or is predicted best."""
+    sampler = config.sampler
+    if sampler.tuned is not None:
+        sampler = load_tuned(workdir, sampler.tuned, model=model)
+    sampler = resolve_skip(sampler, model, workdir, class_rule=class_rule)
+    return dataclasses.replace(config, sampler=sampler)
 
 
 def _settings(

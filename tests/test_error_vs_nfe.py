@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.error_vs_nfe import main
+from benchmarks.error_vs_nfe_ours import build_residual_solvers, own_gaussian
 from benchmarks.error_vs_nfe_report import (
     best_of,
     rows_to_judge,
@@ -20,20 +21,17 @@ from benchmarks.error_vs_nfe_table import (
     build_grid,
     build_solvers,
     list_starts,
-    num_points,
-    rms_error,
-    solve,
-    solve_exactly,
 )
-from benchmarks.error_vs_nfe_truth import (
+from benchmarks.error_vs_nfe_truth import Problem
+from diffusion.closed_form import GaussianDenoiser, MixtureDenoiser
+from samplers import Heun, Teleport, integrate
+from samplers.frame import (
     Frame,
-    Problem,
     SharedResidualMixture,
     cast,
     shared_residual_mixture,
 )
-from diffusion.closed_form import GaussianDenoiser, MixtureDenoiser
-from samplers import Heun, Teleport, integrate
+from samplers.search import num_points, rms_error, solve, solve_exactly
 
 D, INSIDE, RANK, K = 11, 5, 2, 3
 
@@ -121,7 +119,9 @@ def test_error_counts_every_direction_outside_of_the_span():
     exact, x = np.zeros((2, 3)), np.array([[1.0, 0, 2], [0, 3, 0]])
     # Two directions inside, five outside.
     expected = np.sqrt((1 + 5 * 4 + 9) / 2 / 7)
-    assert rms_error(x, exact, 5) == pytest.approx(expected, rel=1e-14)
+    assert rms_error(x, exact, np.array([1.0, 1, 5])) == pytest.approx(
+        expected, rel=1e-14
+    )
 
 
 def test_exact_solutions_of_one_gaussian_are_its_flow():
@@ -136,12 +136,14 @@ def test_exact_solutions_of_one_gaussian_are_its_flow():
             residual,
         )
         expected = gaussian.flow(jnp.asarray(80 * noise), 80.0, 1e-9)
-    np.testing.assert_allclose(solve_exactly(one, noise, 1e-9), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        solve_exactly(one.truth, noise, 80.0), expected, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", build_solvers(problem()))
 def test_grids_solved_together_are_solved_one_by_one(name, monkeypatch):
-    monkeypatch.setattr("benchmarks.error_vs_nfe_table._ROWS_AT_ONCE", 8)
+    monkeypatch.setattr("samplers.search._ROWS_AT_ONCE", 8)
     solver = build_solvers(problem())[name]
     truth: SharedResidualMixture = cast(problem().truth, jnp.float32)
     rng = np.random.default_rng(5)
@@ -171,6 +173,32 @@ def test_samples_of_the_truth_have_its_covariance():
     truth = problem().truth
     x = truth.sample(np.random.default_rng(6), 200_000)
     assert np.abs(np.cov(x.T) - truth.covariance()).max() < 0.03
+
+
+def test_own_gaussian_has_the_moments_of_the_truth():
+    truth = problem().truth
+    gaussian = own_gaussian(truth)
+    basis = np.asarray(gaussian.basis)
+    covariance = basis * np.asarray(gaussian.variances) @ basis.T
+    covariance[-1, -1] += float(np.asarray(gaussian.residual_variance))
+    np.testing.assert_allclose(covariance, truth.covariance(), atol=1e-12)
+    x = truth.sample(np.random.default_rng(8), 100_000)
+    np.testing.assert_allclose(x.mean(axis=0), gaussian.mean, atol=0.02)
+
+
+@pytest.mark.slow
+def test_residual_integrator_with_the_own_gaussian_of_one_gaussian_is_exact():
+    one = problem(num_components=1)
+    solvers = build_residual_solvers(one)
+    assert len(solvers) == 3 * 7
+    noise = np.random.default_rng(9).normal(size=(4, INSIDE + 1))
+    grid = build_grid("log-uniform", 3, 0.002, 80.0)
+    exact = solve_exactly(one.truth, noise, 80.0)
+    truth = cast(one.truth, jnp.float32)
+    x = (80 * noise).astype(np.float32)
+    for name, bound in (("residual 2, own", 1e-4), ("residual 2, own, gains", 0.03)):
+        found = solve(solvers[name], truth, x[None], [grid])[0]
+        assert np.abs(found - exact).max() < bound, name
 
 
 def small_table() -> Table:
@@ -228,3 +256,13 @@ def test_quick_run_measures_everything_and_writes_nothing(monkeypatch):
         (family, calls) for family in ("none", "teleport", "prefix") for calls in (5, 8)
     }
     assert sum("churn" in row for row in rows) == 2 * 2
+    ours = figures["ours"]
+    assert ours["best"].keys() == {
+        *("own", "own, gains", "fitted 8", "fitted 8, gains"),
+        *("fitted 4", "fitted 4, gains", "wrong"),
+    }
+    assert all(len(rows) == 2 for rows in ours["best"].values())
+    assert ours["best"]["own"][1]["rms"] < ours["best"]["wrong"][1]["rms"]
+    for rows in ours["tuned"].values():
+        assert [row["calls"] for row in rows] == [5, 8]
+        assert all(row["least_rms_of_ten"] <= row["rms"] for row in rows)

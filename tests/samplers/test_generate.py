@@ -17,7 +17,7 @@ import pytest
 import samplers.model
 from configs import GenerationConfig, InputError, SamplerConfig
 from configs.errors import InputWarning
-from configs.sampler_schema import SOLVERS, solver_table
+from configs.solver_table import SOLVERS, solver_table
 from diffusion.closed_form import (
     GaussianDenoiser,
     MixtureDenoiser,
