@@ -1,15 +1,24 @@
-"""The benchmark's second part: the residual integrator, and tuning without the truth.
+"""The benchmark's second part: what this project adds, on the same truth.
 
-The residual integrator is given the truth's own Gaussian, or that of the other half of
-the images (whole, with half of its directions, or with all variances but the leading
-ones 30 times too large), each with its variances and with gains measured on the truth.
-Gains ask nothing of the variances, so the wrong ones have no row with gains.
+Published solvers are searched as in the first part, and with their order kept to the
+end too (``lower_order_final=False``).  Against them stand the residual integrator and
+DPM-Solver-v3, given
 
-Tuned rows are chosen on the coarse mixture of the other half alone, where exact
-solutions are known as well, and only then judged on the truth; so are the published
-solvers, for comparison.
+* the truth's own Gaussian,
+* that of the other half of the images, whole or with half of its directions,
+* that with all variances but the leading ones 30 times too large ("wrong"),
+
+each with its variances and with gains measured on the truth (which ask nothing of the
+variances, so the wrong ones with gains are the fitted ones with gains); from every
+start, a teleport by the other half's Gaussian and a prefix by its coarse mixture among
+them.
+
+Tuned rows are chosen on the coarse mixture of the other half alone, and only then
+judged on the truth; so are the published solvers, for comparison.  Automatic rows take
+the skip that `samplers.skip` predicts.
 """
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,32 +27,36 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.error_vs_nfe_auto import measure_auto
 from benchmarks.error_vs_nfe_distribution import Judge, judge_rows
-from benchmarks.error_vs_nfe_report import KINDS, best_of, describe, write_compactly
+from benchmarks.error_vs_nfe_report import best_of, describe, plain, write_compactly
 from benchmarks.error_vs_nfe_table import (
     SIGMA_MAX,
     Choice,
     Grids,
     Table,
-    build_solvers,
     list_starts,
     measure_table,
 )
 from benchmarks.error_vs_nfe_truth import Problem
 from diffusion.closed_form import GaussianDenoiser
+from samplers.dpm_solver_pp import DPMSolverPP
+from samplers.dpm_solver_v3 import DPMSolverV3
 from samplers.frame import SharedResidualMixture, cast
 from samplers.residual_exponential import ResidualExponential
 from samplers.schedules import log_linear
 from samplers.search import solve_exactly
 from samplers.solver import Solver
 from samplers.surrogate import measure_gains_in_frame
+from samplers.unipc import UniPC
 
+CALLS = (5, 6, 8, 10, 15)
 ORDERS = (1, 2, 3)
 GAIN_LEVELS = 20
 GAIN_IMAGES = 512
 _SAMPLES = 4096  # of the truth, that gains are measured on
 _WRONG = 30.0
-_MOST_CALLS = 15
+KEPT = ", order kept"
 _TRIED = 10
 _TRIED_PER_SOLVER = 3
 
@@ -89,8 +102,28 @@ def _cut(gaussian: GaussianDenoiser, rank: int, outside: int) -> GaussianDenoise
     )
 
 
-def build_residual_solvers(problem: Problem) -> dict[str, Solver]:
-    """Return the residual integrator of every order with every affine part."""
+def build_published_solvers() -> dict[str, Solver]:
+    """Return the published multistep solvers, by their names in the first part.
+
+    Each a second time with its order kept to the end.
+    """
+    found: dict[str, Solver] = {}
+    for name, falls in (("", True), (KEPT, False)):
+        for variant in ("midpoint", "taylor"):
+            found[f"DPM++ 2M {variant}{name}"] = DPMSolverPP(2, variant, False, falls)
+        found[f"DPM++ 3M published{name}"] = DPMSolverPP(3, None, False, falls)
+        for order, variant in itertools.product((2, 3), ("bh1", "bh2")):
+            solver = UniPC(order, variant, True, falls)
+            found[f"UniPC-{order} {variant}{name}"] = solver
+    return found
+
+
+def build_our_solvers(problem: Problem) -> dict[str, Solver]:
+    """Return the residual integrator of every order with every affine part.
+
+    Orders 2 and 3 are kept to the end, which is better everywhere here.  With gains of
+    the other half's directions, DPM-Solver-v3 joins.
+    """
     truth = cast(problem.truth, jnp.float32)
     clean = problem.truth.sample(np.random.default_rng([7, 0]), _SAMPLES)
     found: dict[str, Solver] = {}
@@ -104,15 +137,27 @@ def build_residual_solvers(problem: Problem) -> dict[str, Solver]:
                 clean.astype(np.float32),
                 log_linear(GAIN_LEVELS, 0.002, SIGMA_MAX),
                 jax.random.key(7),
-                rank=gaussian.basis.shape[1],
+                rank=min(gaussian.basis.shape[1], problem.gaussian.basis.shape[1]),
                 outside=problem.frame.outside,
                 num_images=GAIN_IMAGES,
             )
         for part, affine in parts.items():
             for order in ORDERS:
-                solver = ResidualExponential(affine, order=order, rank=None)
-                found[f"residual {order}, {part}"] = solver
+                found[f"residual {order}, {part}"] = ResidualExponential(
+                    affine, order=order, rank=None, lower_order_final=False
+                )
+        if name == fitted_name(problem):
+            part = f"{name}, gains"
+            for order in (2, 3):
+                found[f"v3-{order}, {part}"] = DPMSolverV3(
+                    parts[part], order=order, lower_order_final=False
+                )
     return found
+
+
+def fitted_name(problem: Problem) -> str:
+    """Return the name of the other half's whole Gaussian."""
+    return f"fitted {problem.gaussian.basis.shape[1]}"
 
 
 def affine_part(solver: str) -> str:
@@ -125,29 +170,36 @@ def measure_ours(
     grids: Grids,
     noise: NDArray[np.float64],
     exact: NDArray[np.float64],
-    published: Table,
     judge: Judge,
 ) -> dict[str, Any]:
     """Run the second part.
 
     Args:
         problem: The truth.
-        grids: What is searched over, up to 15 calls of it.
+        grids: What is searched over.
         noise: (B, d + 1).
         exact: (B, d + 1).
-        published: The first part's table, of the same truth and noise.
         judge: Of distances between distributions.
     """
-    grids = grids._replace(calls=tuple(c for c in grids.calls if c <= _MOST_CALLS))
-    solvers = build_residual_solvers(problem)
-    starts = [start for start in list_starts(grids) if start[0] != "prefix"]
-    table = measure_table(problem, grids, noise, exact, solvers=solvers, starts=starts)
-    least = {c.calls: rms for c, rms in best_of(published, KINDS["published"])}
+    published, ours = build_published_solvers(), build_our_solvers(problem)
+    starts = list_starts(grids)
+    theirs = _measure(problem, grids, noise, exact, published)
+    table = measure_table(problem, grids, noise, exact, solvers=ours, starts=starts)
     best = {
-        part: best_of(table, lambda c, p=part: affine_part(c.solver) == p)
-        for part in dict.fromkeys(map(affine_part, solvers))
+        "published, order falls": best_of(theirs, lambda c: KEPT not in c.solver),
+        "published": best_of(theirs, lambda c: True),
+        "published, no skip": best_of(theirs, lambda c: c.family == "none"),
     }
-    known = dict([*published.choices(), *table.choices()])
+    for part in dict.fromkeys(map(affine_part, ours)):
+        for prefix in (False, True):
+            name = f"{part}, prefix" if prefix else part
+            best[name] = best_of(
+                table,
+                lambda c, p=part, q=prefix: (
+                    affine_part(c.solver) == p and (q or c.family != "prefix")
+                ),
+            )
+    known = dict([*theirs.choices(), *table.choices()])
     tuned = tune_on_coarse(problem, grids, noise, known)
     to_judge = [row for rows in best.values() for row in rows]
     to_judge += [
@@ -155,17 +207,44 @@ def measure_ours(
         for rows in tuned.values()
         for row in rows
     ]
-    every = {**build_solvers(problem), **solvers}
+    every = {**published, **ours}
     return {
         "calls": list(grids.calls),
-        "best": {part: list(map(describe, rows)) for part, rows in best.items()},
-        "ratio_to_best_published": {
-            part: [rms / least[choice.calls] for choice, rms in rows]
-            for part, rows in best.items()
-        },
+        "plain_rms": plain(theirs),
+        "best": {name: list(map(describe, rows)) for name, rows in best.items()},
+        "ratio_to_best_published": _ratios(best, "published"),
+        "ratio_to_best_published_whose_order_falls": _ratios(
+            best, "published, order falls"
+        ),
         "tuned": tuned,
-        "distributions": judge_rows(judge, list(dict.fromkeys(to_judge)), every),
-        "table": write_compactly(table),
+        "auto": measure_auto(problem, grids, every, known),
+        "distributions": {
+            "floor": judge.floor(),
+            "rows": judge_rows(judge, list(dict.fromkeys(to_judge)), every),
+        },
+        "table": {"published": write_compactly(theirs), "ours": write_compactly(table)},
+    }
+
+
+def _measure(
+    problem: Problem,
+    grids: Grids,
+    noise: NDArray[np.float64],
+    exact: NDArray[np.float64],
+    solvers: dict[str, Solver],
+) -> Table:
+    """Run solvers from no skip and from teleports."""
+    starts = [start for start in list_starts(grids) if start[0] != "prefix"]
+    return measure_table(problem, grids, noise, exact, solvers=solvers, starts=starts)
+
+
+def _ratios(
+    best: dict[str, list[tuple[Choice, float]]], reference: str
+) -> dict[str, list[float]]:
+    least = {choice.calls: rms for choice, rms in best[reference]}
+    return {
+        name: [rms / least[choice.calls] for choice, rms in rows]
+        for name, rows in best.items()
     }
 
 
@@ -190,35 +269,31 @@ def tune_on_coarse(
     """
     coarse = problem._replace(truth=problem.coarse)
     exact = solve_exactly(coarse.truth, noise, SIGMA_MAX)
-    rank = problem.gaussian.basis.shape[1]
+    published = build_published_solvers()
     ours = {
         name: solver
-        for name, solver in build_residual_solvers(coarse).items()
-        if affine_part(name) == f"fitted {rank}, gains"
+        for name, solver in build_our_solvers(coarse).items()
+        if affine_part(name) == f"{fitted_name(problem)}, gains"
     }
-    starts = [start for start in list_starts(grids) if start[0] != "prefix"]
-    solvers = {**build_solvers(coarse), **ours}
-    table = measure_table(coarse, grids, noise, exact, solvers=solvers, starts=starts)
+    table = _measure(coarse, grids, noise, exact, {**published, **ours})
     kinds: dict[str, Callable[[Choice], bool]] = {
-        "published": lambda c: c.solver not in ours and KINDS["published"](c),
+        "published": lambda c: c.solver in published,
         "all": lambda c: True,
     }
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in kinds}
-    for name, kind in kinds.items():
-        for calls in grids.calls:
-            rows = [
-                row for row in table.choices() if row[0].calls == calls and kind(row[0])
-            ]
-            tried = _first(sorted(rows, key=lambda row: row[1]))
-            choice, predicted = tried[0]
-            found[name].append(
-                {
-                    **choice._asdict(),
-                    "predicted": predicted,
-                    "rms": known[choice],
-                    "least_rms_of_ten": min(known[choice] for choice, _ in tried),
-                }
-            )
+    for (name, kind), calls in itertools.product(kinds.items(), grids.calls):
+        rows = [row for row in table.choices() if row[0].calls == calls]
+        rows = sorted((row for row in rows if kind(row[0])), key=lambda row: row[1])
+        tried = _first(rows)
+        choice, predicted = tried[0]
+        found[name].append(
+            {
+                **choice._asdict(),
+                "predicted": predicted,
+                "rms": known[choice],
+                "least_rms_of_ten": min(known[choice] for choice, _ in tried),
+            }
+        )
     return found
 
 

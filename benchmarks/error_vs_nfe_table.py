@@ -38,7 +38,7 @@ class Grids(NamedTuple):
         "Karras 7",
         "Karras 10",
     )
-    last_sigmas: tuple[float, ...] = (0.002, 0.02, 0.05, 0.1, 0.2)
+    last_sigmas: tuple[float, ...] = (0.002, 0.02, 0.05)
     calls: tuple[int, ...] = (5, 6, 8, 10, 12, 15, 20, 25)
 
 

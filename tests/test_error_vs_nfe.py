@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.error_vs_nfe import main
-from benchmarks.error_vs_nfe_ours import build_residual_solvers, own_gaussian
+from benchmarks.error_vs_nfe_ours import build_our_solvers, own_gaussian
 from benchmarks.error_vs_nfe_report import (
     best_of,
     rows_to_judge,
@@ -189,8 +189,8 @@ def test_own_gaussian_has_the_moments_of_the_truth():
 @pytest.mark.slow
 def test_residual_integrator_with_the_own_gaussian_of_one_gaussian_is_exact():
     one = problem(num_components=1)
-    solvers = build_residual_solvers(one)
-    assert len(solvers) == 3 * 7
+    solvers = build_our_solvers(one)
+    assert len(solvers) == 3 * 7 + 2
     noise = np.random.default_rng(9).normal(size=(4, INSIDE + 1))
     grid = build_grid("log-uniform", 3, 0.002, 80.0)
     exact = solve_exactly(one.truth, noise, 80.0)
@@ -243,7 +243,7 @@ def test_quick_run_measures_everything_and_writes_nothing(monkeypatch):
         raise AssertionError("a quick run must write nothing")
 
     monkeypatch.setattr("benchmarks.error_vs_nfe.write_result", refuse)
-    figures = main(["--quick"])
+    figures = main(["--quick", "--part", "1"])["error_vs_nfe"]
     json.dumps(figures, allow_nan=False)
     best = figures["summary"]["best"]["all"]
     assert [row["calls"] for row in best] == [5, 8]
@@ -256,13 +256,28 @@ def test_quick_run_measures_everything_and_writes_nothing(monkeypatch):
         (family, calls) for family in ("none", "teleport", "prefix") for calls in (5, 8)
     }
     assert sum("churn" in row for row in rows) == 2 * 2
-    ours = figures["ours"]
+
+
+@pytest.mark.slow
+def test_quick_second_part_compares_ours_with_published_solvers():
+    ours = main(["--quick", "--part", "2"])["error_vs_nfe_ours"]
+    json.dumps(ours, allow_nan=False)
+    parts = ("own", "own, gains", "fitted 8", "fitted 8, gains", "fitted 4")
+    parts += ("fitted 4, gains", "wrong")
+    published = ("published", "published, no skip", "published, order falls")
     assert ours["best"].keys() == {
-        *("own", "own, gains", "fitted 8", "fitted 8, gains"),
-        *("fitted 4", "fitted 4, gains", "wrong"),
+        *published,
+        *parts,
+        *(f"{part}, prefix" for part in parts),
     }
     assert all(len(rows) == 2 for rows in ours["best"].values())
     assert ours["best"]["own"][1]["rms"] < ours["best"]["wrong"][1]["rms"]
+    assert ours["ratio_to_best_published"]["published"] == [1.0, 1.0]
+    for name, rows in ours["best"].items():
+        if f"{name}, prefix" in ours["best"]:
+            more = ours["best"][f"{name}, prefix"]
+            assert all(m["rms"] <= r["rms"] for m, r in zip(more, rows, strict=True))
     for rows in ours["tuned"].values():
         assert [row["calls"] for row in rows] == [5, 8]
         assert all(row["least_rms_of_ten"] <= row["rms"] for row in rows)
+    assert all(row["ratio"] >= 1 for row in ours["auto"]["rows"])
