@@ -257,6 +257,11 @@ class SamplerConfig:
             for name in ("moment_matched", "class_gaussians", "prefix")
             if self.changed(name)
         ]
+        if self.teleport == "auto" and self.solver == "stochastic_heun":
+            raise InputError(
+                "sampler.teleport is auto, which predicts deterministic solvers; give "
+                "a noise level, or leave out the churn with sampler.solver heun"
+            )
         if self.teleport == "auto" and given:
             raise InputError(
                 f"sampler.teleport is auto, which knows the workdir's Gaussian alone; "

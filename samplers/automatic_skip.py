@@ -1,11 +1,13 @@
 """``--sampler.teleport auto``: where to teleport to, predicted for a model.
 
 The model is calibrated once per checkpoint (`samplers.skip_calibration`), which costs
-32 calls for each of 32 samples; the calibration stays in the workdir.  What is chosen
-then depends on solver, grid and number of calls (`samplers.skip`) and costs no call.
+32 calls for each of 32 samples; the calibration stays in the workdir, and so does a
+coarse mixture of the training images, which says how errors grow.  What is chosen then
+depends on solver, grid and number of calls (`samplers.skip`) and costs no call.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,22 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.errors import InputError
+from configs.errors import InputError, InputWarning
 from configs.sampler_schema import SamplerConfig
-from diffusion.closed_form import GaussianDenoiser
+from configs.solver_table import SOLVERS
+from diffusion.closed_form import (
+    EmpiricalDenoiser,
+    GaussianDenoiser,
+    MixtureDenoiser,
+    Provenance,
+    save_closed_form,
+)
 from diffusion.denoiser import Denoiser
 from diffusion.progress import Progress
 from samplers.building import build_sampler
 from samplers.drawing import draw_classes
 from samplers.model import Model, digest_of
-from samplers.model_files import read_gaussian
+from samplers.model_files import read_closed_form, read_gaussian
 from samplers.schedules import log_linear
 from samplers.skip import SKIP_SIGMAS, SkipCandidate, SkipChoice, choose_skip
 from samplers.skip_calibration import (
@@ -32,12 +41,15 @@ from samplers.skip_calibration import (
     load_skip_calibration,
     save_skip_calibration,
 )
+from samplers.statistics_run import open_run
+from samplers.surrogate import fit_surrogate
 
 __all__ = ["resolve_skip"]
 
 _LEVELS = 32
 _SAMPLES = 32
 _FILE = "skip_calibration.npz"
+_MIXTURE = "mixture.npz"
 
 
 def resolve_skip(
@@ -64,7 +76,7 @@ def resolve_skip(
     if config.teleport != "auto":
         return config
     gaussian = read_gaussian(config, model)
-    plain = dataclasses.replace(config, teleport=None, skip_mode="same-tail")
+    plain = _without_skip(config)
     whole = build_sampler(plain, model)
     sigma_max = float(whole.sigmas[0])
     ends = float(whole.sigmas[-1]), sigma_max
@@ -76,11 +88,25 @@ def resolve_skip(
         except InputError:  # a number of calls that this grid cannot have
             continue
         candidates.append(SkipCandidate(sigma_skip, sampler.solver, sampler.sigmas))
-    choice = choose_skip(calibration, gaussian, candidates, sigma_max)
+    surrogate = _surrogate(config, model, gaussian, Path(workdir))
+    choice = choose_skip(
+        calibration, gaussian, candidates, sigma_max, surrogate=surrogate
+    )
     _report(choice, candidates)
     if choice.sigma_skip is None:
         return plain
     return dataclasses.replace(config, teleport=choice.sigma_skip)
+
+
+def _without_skip(config: SamplerConfig) -> SamplerConfig:
+    """Return the same without a teleport, and without what then has no use."""
+    used = "statistics" in SOLVERS[config.solver].options and config.statistics is None
+    return dataclasses.replace(
+        config,
+        teleport=None,
+        skip_mode="same-tail",
+        gaussian=config.gaussian if used else None,
+    )
 
 
 def _teleports(
@@ -125,6 +151,33 @@ def _calibration(
     if path is not None:
         save_skip_calibration(path, calibration, about=about)
     return calibration
+
+
+def _surrogate(
+    config: SamplerConfig, model: Model, gaussian: GaussianDenoiser, workdir: Path
+) -> Denoiser | None:
+    """Return a closed form that is nearer to the model than the Gaussian."""
+    if isinstance(model.denoiser, GaussianDenoiser):
+        return None
+    if isinstance(model.denoiser, MixtureDenoiser | EmpiricalDenoiser):
+        return model.denoiser
+    path = workdir / _MIXTURE
+    if path.is_file():
+        return read_closed_form(path, (MixtureDenoiser,), config, model)
+    try:
+        images = open_run(workdir).images
+    except InputError as error:
+        warnings.warn(
+            f"the skip is predicted from the Gaussian alone ({error})",
+            InputWarning,
+            stacklevel=2,
+        )
+        return None
+    print(f"fitting a mixture to {len(images)} training images: {path}")
+    found = fit_surrogate(images, gaussian, jax.random.key(0))
+    mixture = found.mixture(model.event_shape)
+    save_closed_form(path, mixture, Provenance(len(images), model.data_digest))
+    return mixture
 
 
 def _told(model: Model, class_rule: str | None) -> Any:

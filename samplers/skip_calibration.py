@@ -184,8 +184,8 @@ def require_matched(calibration: SkipCalibration) -> None:
             "the Gaussian's statistics are of another data set: at noise levels "
             f"{sigmas[judged].min():.2g} to {sigmas[judged].max():.2g} it misses the "
             f"model's output by {gaussian:.2g} rms, and one gain for all directions by "
-            f"{isotropic:.2g}; fit one to the model's own training images, or do not "
-            "teleport"
+            f"{isotropic:.2g}; fit one to the model's own training images, train a "
+            "network that has hardly begun, or do not teleport"
         )
 
 

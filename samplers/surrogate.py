@@ -76,6 +76,34 @@ class Surrogate(NamedTuple):
             noise[:, -1] = 1.0
         return noise
 
+    def mixture(self, event_shape: tuple[int, ...]) -> MixtureDenoiser:
+        """Return the closed form over whole samples.
+
+        Args:
+            event_shape: Shape of one sample.
+        """
+        if isinstance(self.denoiser, MixtureDenoiser):
+            return self.denoiser
+        assert self.frame is not None, "a mixture of one residual variance has a frame"
+        found, frame = self.denoiser, self.frame
+        count, rank = np.shape(found.variances)
+        means = frame.mean + np.asarray(found.means)[:, :-1] @ frame.basis.T
+        bases = frame.basis @ np.asarray(found.bases)[:-1]
+        bases = bases.reshape(-1, count, rank).transpose(1, 0, 2)
+        residual = np.full(count, np.asarray(found.residual_variance))
+        return MixtureDenoiser(
+            *(
+                jnp.asarray(part, jnp.float32)
+                for part in (
+                    found.log_weights,
+                    means.reshape(count, *event_shape),
+                    bases,
+                    found.variances,
+                    residual,
+                )
+            )
+        )
+
     def gaussian_gains(self, rank: int) -> EffectiveVariances:
         """Return the Gaussian, cut to `rank`, as gains that do not depend on sigma."""
         given = jnp.shape(self.gaussian.basis)[1]

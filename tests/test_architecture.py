@@ -31,6 +31,7 @@ ENTRY_MODULES = (
     "diffusion.train",
     "samplers.estimate_statistics",
     "samplers.generate",
+    "samplers.tune",
     "analysis.augmentation_study",
     "analysis.compare",
     "analysis.demo",
@@ -44,6 +45,7 @@ SOLVERS = tuple(
         "euler",
         "heun",
         "langevin",
+        "residual_exponential",
         "stochastic_heun",
         "unipc",
     )
