@@ -31,6 +31,8 @@ from samplers.model_statistics import (
 from samplers.residual_exponential import ResidualExponential
 from samplers.sampling import sample, sample_blocks, teleport
 from samplers.schedules import karras, log_linear, skip_above, vp_uniform
+from samplers.skip import SkipCandidate, SkipChoice, choose_skip
+from samplers.skip_calibration import SkipCalibration, calibrate_skip
 from samplers.solver import Solution, Solver, Trace, integrate
 from samplers.start import (
     AnalyticPrefix,
@@ -61,6 +63,9 @@ __all__ = [
     "MomentMatched",
     "Prior",
     "ResidualExponential",
+    "SkipCalibration",
+    "SkipCandidate",
+    "SkipChoice",
     "Solution",
     "Solver",
     "Start",
@@ -72,6 +77,8 @@ __all__ = [
     "adaptive_dpm_solver",
     "annealed_langevin",
     "bits_per_dimension",
+    "calibrate_skip",
+    "choose_skip",
     "dequantise",
     "estimate_gains",
     "estimate_model_statistics",

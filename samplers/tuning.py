@@ -50,7 +50,7 @@ __all__ = [
     "verify",
 ]
 
-FORMS: dict[str, dict[str, Any]] = {
+_FALLING: dict[str, dict[str, Any]] = {
     "heun": {"solver": "heun"},
     **{
         f"dpm_solver_pp {order} {variant}": {
@@ -85,7 +85,16 @@ FORMS: dict[str, dict[str, Any]] = {
         for order in (1, 2, 3)
     },
 }
-"""Solvers that are searched, as fields of `SamplerConfig`, by name."""
+FORMS = _FALLING | {
+    f"{name}, order kept": {**form, "lower_order_final": False}
+    for name, form in _FALLING.items()
+    if form.get("order", 1) > 1
+}
+"""Solvers that are searched, as fields of `SamplerConfig`, by name.
+
+Multistep ones of order 2 and 3 twice: their order falls to 1 towards the end, or is
+kept.
+"""
 
 _FINE_POINTS = 100
 _RANK = 128
@@ -351,6 +360,8 @@ def describe(config: SamplerConfig) -> str:
     parts = [config.solver]
     parts += [str(v) for v in (config.order, config.variant) if v is not None]
     solver = " ".join(parts)
+    if not config.lower_order_final:
+        solver += ", order kept"
     skip = config.teleport
     start = "no skip" if skip is None else f"from {skip}".removesuffix(".0")
     grid = config.schedule.replace("_", "-")

@@ -211,6 +211,13 @@ def _surrogate(
                 f"{path} holds a model of kind {found.kind}, but a surrogate is a "
                 "mixture; fit one with diffusion.fit_closed_form --kind mixture"
             )
+        digest = found.provenance.data_digest
+        if digest and model.data_digest and digest != model.data_digest:
+            raise InputError(
+                f"{path} was fitted to other images (sha256 {digest[:12]}...) than "
+                f"{workdir} was trained on ({model.data_digest[:12]}...); fit one to "
+                "those, or leave out --surrogate"
+            )
         about = {"kind": "mixture of a file", "file": str(path)}
         return surrogate_of_mixture(found.denoiser, gaussian, about)
     record = read_record(workdir)

@@ -21,6 +21,7 @@ EXAMPLES = [
     not in (
         "closed_form_scores.py",
         "fast_sampling.py",
+        "few_calls.py",
         "own_transform.py",
         "teleport_diffusers.py",  # tests/samplers/test_diffusers_parity.py
         "teleport_mixture.py",
@@ -142,3 +143,13 @@ def test_in_the_example_of_fast_sampling_start_and_linear_part_pay():
     assert len(found) == 6
     best = found["DPM-Solver-v3, teleport"]
     assert best < 0.7 * found["UniPC-3, teleport"] < found["UniPC-3"] < found["Heun"]
+
+
+@pytest.mark.slow
+def test_in_the_example_of_few_calls_gains_and_the_automatic_skip_pay():
+    text = run("examples/few_calls.py")
+    rows = re.findall(r"^(.+?)\s+6 calls.*?rms (\S+)", text, re.M)
+    found = {name: float(rms) for name, rms in rows}
+    assert len(found) == 4 and "auto teleports to" in text
+    assert found["the same, auto"] < 0.6 * found["DPM-Solver++ 2M"]
+    assert found["residual, measured gains"] < found["residual, Gaussian"]

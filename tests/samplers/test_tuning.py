@@ -354,6 +354,10 @@ def test_what_does_not_fit_is_refused_in_one_line(workdir, tmp_path, digits):
     )
     with pytest.raises(InputError, match="is over samples of shape"):
         run(workdir, surrogate=other)
+    mixture = fit_mixture(digits[0], 1, rank=0)
+    save_closed_form(other, mixture, Provenance(5, "0" * 64))
+    with pytest.raises(InputError, match="was fitted to other images"):
+        run(workdir, surrogate=other)
     save_closed_form(other, fit_gaussian(digits[0]), Provenance())
     with pytest.raises(InputError, match="a surrogate is a mixture"):
         run(workdir, surrogate=other)
