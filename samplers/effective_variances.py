@@ -12,8 +12,6 @@ piece,
 exactly.  Where v_k does not depend on sigma it is the Gaussian of that variance.
 """
 
-import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +23,8 @@ from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
 from configs.errors import InputError
-from diffusion.atomic import write_atomically
 from samplers.coordinates import Coordinates
+from samplers.measured_files import read_measured, write_measured
 from samplers.model_statistics import Integrals
 from samplers.schedules import check_grid
 
@@ -37,8 +35,9 @@ __all__ = [
     "save_effective_variances",
 ]
 
-_FORMAT = "scorelab effective variances 1"
-_NAMES = ("origin", "basis", "sigmas", "log_variances", "about")
+_KIND = "measured gains"
+_NAMES = ("origin", "basis", "sigmas", "log_variances")
+_REMEDY = "measure them with python -m samplers.estimate_statistics WORKDIR --gains"
 _NO_CHANGE = 1e-4  # of a over a piece, below which l is taken to second order
 
 
@@ -142,15 +141,13 @@ def save_effective_variances(
     frame = statistics.coordinates
     if frame.basis is None:
         raise InputError("only gains in a principal basis are kept in a file")
-    text = json.dumps({"format": _FORMAT, **about}).encode()
     arrays = {
         "origin": np.asarray(frame.origin, np.float32),
         "basis": np.asarray(frame.basis, np.float32),
         "sigmas": np.asarray(statistics.sigmas, np.float64),
         "log_variances": np.asarray(statistics.log_variances, np.float64),
-        "about": np.frombuffer(text, np.uint8),
     }
-    write_atomically(path, lambda file: np.savez(file, **arrays))
+    write_measured(path, _KIND, arrays, about)
 
 
 def load_effective_variances(path: str | Path) -> EffectiveVariances:
@@ -162,7 +159,7 @@ def load_effective_variances(path: str | Path) -> EffectiveVariances:
     Raises:
         InputError: If the file is missing or is not one of these.
     """
-    arrays = _read(path)
+    arrays = read_measured(path, _KIND, _NAMES, _REMEDY).arrays
     origin, basis = arrays["origin"], arrays["basis"]
     if basis.ndim != 2 or len(basis) != origin.size:
         raise InputError(
@@ -187,21 +184,4 @@ def read_about(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: If the file is missing or is not one of these.
     """
-    return json.loads(_read(path)["about"].tobytes())
-
-
-def _read(path: str | Path) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in _NAMES}
-        about = json.loads(arrays["about"].tobytes())
-    except FileNotFoundError:
-        raise InputError(
-            f"no measured gains at {path}; measure them with "
-            "python -m samplers.estimate_statistics WORKDIR --gains"
-        ) from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} holds no measured gains ({error})") from None
-    if not isinstance(about, dict) or about.get("format") != _FORMAT:
-        raise InputError(f"{path} holds no measured gains of format {_FORMAT}")
-    return arrays
+    return read_measured(path, _KIND, _NAMES, _REMEDY).about

@@ -13,9 +13,7 @@ A table keeps its own noise levels whatever grid a solver runs on: between them 
 b are linear in u.  Host side, float64.
 """
 
-import json
 import math
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -27,9 +25,9 @@ from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
 from configs.errors import InputError
-from diffusion.atomic import write_atomically
 from diffusion.closed_form import GaussianDenoiser
 from samplers.coordinates import Coordinates
+from samplers.measured_files import read_measured, write_measured
 from samplers.schedules import check_grid
 
 __all__ = [
@@ -45,8 +43,9 @@ __all__ = [
     "save_model_statistics",
 ]
 
-_FORMAT = "scorelab model statistics 1"
-_NAMES = ("sigmas", "l", "s", "b", "event_shape", "about")
+_KIND = "model statistics"
+_NAMES = ("sigmas", "l", "s", "b", "event_shape")
+_REMEDY = "estimate them with python -m samplers.estimate_statistics WORKDIR"
 _GAUSS = np.polynomial.legendre.leggauss(3)
 _ROUNDING = 1e-9  # a grid's ends may differ from the table's by this share
 
@@ -308,11 +307,8 @@ def save_model_statistics(
         "s": np.asarray(statistics.scalings, np.float32),
         "b": np.asarray(statistics.biases, np.float32),
         "event_shape": np.array(jnp.shape(statistics.coordinates.origin), np.int64),
-        "about": np.frombuffer(
-            json.dumps({"format": _FORMAT, **about}).encode(), np.uint8
-        ),
     }
-    write_atomically(path, lambda file: np.savez(file, **arrays))
+    write_measured(path, _KIND, arrays, about)
 
 
 def load_model_statistics(path: str | Path) -> TabulatedStatistics:
@@ -324,7 +320,7 @@ def load_model_statistics(path: str | Path) -> TabulatedStatistics:
     Raises:
         InputError: If the file is missing or is not one of these.
     """
-    arrays = _read(path)
+    arrays = read_measured(path, _KIND, _NAMES, _REMEDY).arrays
     event = tuple(int(n) for n in arrays["event_shape"])
     found = TabulatedStatistics(
         Coordinates(jnp.zeros(event, jnp.float32)),
@@ -343,24 +339,7 @@ def read_statistics_about(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: If the file is missing or is not one of these.
     """
-    return json.loads(_read(path)["about"].tobytes())
-
-
-def _read(path: str | Path) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in _NAMES}
-        about = json.loads(arrays["about"].tobytes())
-    except FileNotFoundError:
-        raise InputError(
-            f"no model statistics at {path}; estimate them with "
-            "python -m samplers.estimate_statistics WORKDIR"
-        ) from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} holds no model statistics ({error})") from None
-    if not isinstance(about, dict) or about.get("format") != _FORMAT:
-        raise InputError(f"{path} holds no model statistics of format {_FORMAT}")
-    return arrays
+    return read_measured(path, _KIND, _NAMES, _REMEDY).about
 
 
 def _summed(cells: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -17,8 +17,6 @@ not, and is refused (`require_matched`); one whose mean is off is not refused, b
 teleport by it is predicted to be bad.
 """
 
-import json
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,9 +28,9 @@ from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
 from configs.errors import InputError, require
-from diffusion.atomic import write_atomically
 from diffusion.closed_form import GaussianDenoiser
 from diffusion.denoiser import Denoiser, as_pytree
+from samplers.measured_files import read_measured, write_measured
 from samplers.schedules import check_grid
 from samplers.solver import Solver
 from samplers.unipc import UniPC
@@ -46,7 +44,8 @@ __all__ = [
     "save_skip_calibration",
 ]
 
-_FORMAT = "scorelab skip calibration 1"
+_KIND = "skip calibration"
+_NAMES = ("sigmas", "residuals", "noise", "isotropic_rms")
 _SOLVER = UniPC(order=3)
 _JUDGED = (1.0, 40.0)  # below, small variances decide; above, all outputs are the mean
 
@@ -207,13 +206,10 @@ def save_skip_calibration(
         "residuals": np.asarray(calibration.residuals, np.float32),
         "noise": np.asarray(calibration.noise, np.float32),
         "isotropic_rms": np.asarray(calibration.isotropic_rms, np.float64),
-        "about": np.frombuffer(
-            json.dumps({"format": _FORMAT, **about}).encode(), np.uint8
-        ),
     }
     if calibration.weights is not None:
         arrays["weights"] = np.asarray(calibration.weights, np.float64)
-    write_atomically(path, lambda file: np.savez(file, **arrays))
+    write_measured(path, _KIND, arrays, about)
 
 
 def load_skip_calibration(path: str | Path) -> LoadedSkipCalibration:
@@ -225,19 +221,9 @@ def load_skip_calibration(path: str | Path) -> LoadedSkipCalibration:
     Raises:
         InputError: If the file is missing or is not one of these.
     """
-    names = ("sigmas", "residuals", "noise", "isotropic_rms")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = [file[name] for name in names]
-            weights = file["weights"] if "weights" in file else None
-            about = json.loads(file["about"].tobytes())
-    except FileNotFoundError:
-        raise InputError(f"no skip calibration at {path}; measure one first") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} holds no skip calibration ({error})") from None
-    if not isinstance(about, dict) or about.pop("format", None) != _FORMAT:
-        raise InputError(f"{path} holds no skip calibration of format {_FORMAT}")
-    sigmas, residuals, noise, isotropic_rms = arrays
+    arrays, about = read_measured(path, _KIND, _NAMES, "measure one first")
+    weights = arrays.get("weights")
+    sigmas, residuals, noise, isotropic_rms = (arrays[name] for name in _NAMES)
     found = SkipCalibration(sigmas, residuals, noise, isotropic_rms, weights)
     levels = check_grid(found.sigmas).size
     shapes_fit = (
@@ -245,7 +231,7 @@ def load_skip_calibration(path: str | Path) -> LoadedSkipCalibration:
         and found.isotropic_rms.shape == (levels,)
         and (weights is None or weights.shape == found.noise.shape[1:])
     )
-    if not shapes_fit or not all(np.isfinite(array).all() for array in arrays):
+    if not shapes_fit or not all(np.isfinite(arrays[n]).all() for n in _NAMES):
         raise InputError(f"{path} is damaged; measure the skip calibration again")
     return LoadedSkipCalibration(found, about)
 
