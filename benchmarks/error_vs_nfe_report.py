@@ -1,5 +1,6 @@
 """What the table of errors says: the best of each kind, and the table itself, short."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +51,7 @@ def plain(table: Table) -> dict[str, list[float]]:
             == (solver, "none", schedule, last)
         ]
         for solver, schedule in PLAIN
-        if schedule in table.grids.schedules
+        if schedule in table.grids.schedules and solver in table.solvers
     }
 
 
@@ -127,7 +128,7 @@ def write_compactly(table: Table) -> dict[str, Any]:
     for i, solver in enumerate(table.solvers):
         texts[solver] = {
             start_name(*start): [
-                " ".join(str(round(rms / UNIT)) for rms in row.ravel())
+                " ".join(_whole(rms) for rms in row.ravel().tolist())
                 for row in table.rms[i, j]
             ]
             for j, start in enumerate(table.starts)
@@ -140,3 +141,8 @@ def write_compactly(table: Table) -> dict[str, Any]:
         "calls": list(table.grids.calls),
         "rms": texts,
     }
+
+
+def _whole(rms: float) -> str:
+    """Return an error in units; one that has diverged is a dash."""
+    return str(round(rms / UNIT)) if math.isfinite(rms) else "-"

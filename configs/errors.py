@@ -28,12 +28,12 @@ class InputWarning(UserWarning):
     """What the caller asked for can be done, but is probably not what was meant."""
 
 
-def choice_error(kind: str, given: str, allowed: Iterable[str]) -> InputError:
+def choice_error(kind: str, given: object, allowed: Iterable[str]) -> InputError:
     """Return the error for a name that is not among the allowed ones.
 
     Args:
         kind: What the name stands for, such as ``"solver"``.
-        given: What the user wrote.
+        given: What the user wrote, a name or not.
         allowed: Every name that would have been accepted.
 
     Returns:
@@ -41,7 +41,7 @@ def choice_error(kind: str, given: str, allowed: Iterable[str]) -> InputError:
         nothing is close, it lists what is allowed.
     """
     names = sorted(allowed)
-    close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(names)}"
     return InputError(f"unknown {kind} '{given}'; {hint}")
 

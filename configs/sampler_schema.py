@@ -15,7 +15,7 @@ from configs.errors import (
     require,
     require_choice,
 )
-from configs.solver_table import SOLVERS
+from configs.solver_table import SOLVERS, SolverEntry
 
 __all__ = [
     "FORMATS",
@@ -151,10 +151,35 @@ class SamplerConfig:
                 "one of them out"
             )
         require(self.rank >= 0, "sampler.rank", self.rank, ">= 0")
-        if self.solver == "unipc" and self.variant is not None:
-            require_choice("sampler.variant", self.variant, ("bh1", "bh2"))
+        self._check_variant(entry)
         if self.solver == "stochastic_heun":
             self._check_churn()
+
+    def _check_variant(self, entry: SolverEntry) -> None:
+        """Check the variant, and what order 1 or inner points leave no use for."""
+        order = self.order or (2 if self.solver == "dpm_solver_pp" else 3)
+        if self.variant is not None:
+            allowed = entry.variants.get(order, ())
+            if self.singlestep and order == 3:
+                allowed = allowed[:1]
+            if not allowed:
+                raise InputError(
+                    f"sampler.variant is {self.variant!r}, but {self.solver} of order "
+                    f"{order} has none; leave it out"
+                )
+            require_choice("sampler.variant", self.variant, allowed)
+        if self.singlestep and not self.lower_order_final:
+            raise InputError(
+                "sampler.lower_order_final has no effect beside sampler.singlestep, "
+                "whose steps all have the full order; leave it out"
+            )
+        if self.order == 1 and self.solver != "unipc":
+            for name in ("lower_order_final", "pseudo_order", "pseudo_corrector"):
+                if self.changed(name):
+                    raise InputError(
+                        f"sampler.{name} has no effect with sampler.order 1; leave it "
+                        "out"
+                    )
 
     def _check_churn(self) -> None:
         require(

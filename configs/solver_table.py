@@ -4,6 +4,7 @@ The check of a configuration, ``--list-solvers`` and the error for an unknown na
 read this one table.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 __all__ = ["SOLVERS", "SolverEntry", "solver_table"]
@@ -17,12 +18,14 @@ class SolverEntry(NamedTuple):
         options: Fields of `SamplerConfig` that it takes and others may not.
         orders: Orders that may be asked for; empty where there is no choice.
         correctors: Values of `corrector` that it knows.
+        variants: Values of `variant` that it knows, by order.
     """
 
     about: str
     options: tuple[str, ...] = ()
     orders: tuple[int, ...] = ()
     correctors: tuple[str, ...] = ()
+    variants: Mapping[int, tuple[str, ...]] = {}
 
 
 _CHURN = ("churn", "churn_min", "churn_max", "churn_noise")
@@ -34,12 +37,14 @@ SOLVERS = {
         "DPM-Solver++, order 2; n calls, or order (n - 1) + 1 with singlestep",
         ("order", "variant", "singlestep", "lower_order_final"),
         (1, 2, 3),
+        variants={2: ("midpoint", "taylor"), 3: ("published", "corrected")},
     ),
     "unipc": SolverEntry(
         "predictor and corrector, order 3; n calls",
         ("order", "variant", "corrector", "lower_order_final"),
         (1, 2, 3, 4),
         ("on", "off"),
+        dict.fromkeys((1, 2, 3, 4), ("bh1", "bh2")),
     ),
     "dpm_solver_v3": SolverEntry(
         "DPM-Solver-v3, order 3; n calls; with statistics of the model",

@@ -7,7 +7,8 @@ In u = log(1/sigma) a step of length h is tried with two orders that share their
 
 then or else h becomes .9 h E^(-1/order), and not past the end (arXiv 2206.00927,
 appendix C; data prediction as in arXiv 2211.01095).  Every sample has steps of its own,
-so it does not depend on the others of its batch.
+so it does not depend on the others of its batch.  Inside `jax.jit` a sample that does
+not arrive cannot be refused: it is NaN.
 """
 
 import functools
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from configs.errors import InputError
@@ -67,26 +69,31 @@ def adaptive_dpm_solver(
         atol: Absolute tolerance, data units; 1/128 is a grey level.
 
     Returns:
-        Samples, the calls counted while it ran (those of the slowest sample), no trace.
+        Samples, the calls counted while it ran (those of the slowest sample; an array
+        inside `jax.jit`), no trace.
 
     Raises:
-        InputError: If an argument is out of range, or a sample does not arrive: its
-            steps have become too small, or the denoiser's output is not finite.
+        InputError: If an argument is out of range, or (outside of jit) a sample does
+            not arrive: its steps have become too small, or the denoiser's output is
+            not finite.
     """
     x = jnp.asarray(x)
     expand_sigma(sigma_max, x)
     if order not in (2, 3):
         raise InputError(f"order is {order}; the adaptive solver has orders 2 and 3")
-    if not 0 < sigma_min < sigma_max:
+    traced = [isinstance(v, Tracer) for v in (sigma_max, sigma_min, rtol, atol)]
+    if not (any(traced[:2]) or 0 < sigma_min < sigma_max):
         raise InputError(
             f"sigma_max is {sigma_max} and sigma_min {sigma_min}; they must satisfy "
             "0 < sigma_min < sigma_max"
         )
-    if not (rtol > 0 and atol > 0):
+    if not (any(traced[2:]) or (rtol > 0 and atol > 0)):
         raise InputError(f"rtol is {rtol} and atol {atol}; both must be above 0")
     denoiser = as_pytree(denoiser)
-    levels = jnp.asarray([sigma_max, sigma_min, rtol, atol], x.dtype)
+    levels = jnp.stack([sigma_max, sigma_min, rtol, atol]).astype(x.dtype)
     sample, nfe, arrived = _run(denoiser, x, levels, order=order)
+    if isinstance(arrived, Tracer):
+        return Solution(sample, nfe, None)
     if not bool(arrived.all()):
         lost = int(jnp.argmin(arrived))
         raise InputError(
@@ -142,7 +149,10 @@ def _run(
         return jnp.any(moving(walk)) & (walk.attempts < _MAX_ATTEMPTS)
 
     last = jax.lax.while_loop(unfinished, attempt, first)
-    return last.denoised, 1 + order * last.attempts, last.u >= end
+    arrived = (last.u >= end) & (sigma_min < sigma_max)  # levels may be traced
+    known = expand_per_sample(arrived, x)
+    sample = jnp.where(known, last.denoised, jnp.nan).astype(x.dtype)
+    return sample, 1 + order * last.attempts, arrived
 
 
 def _try_step(

@@ -28,6 +28,7 @@ from diffusion.closed_form import (
     save_closed_form,
 )
 from diffusion.denoiser import Denoiser
+from diffusion.guidance import Guided
 from diffusion.progress import Progress
 from samplers.building import build_sampler
 from samplers.drawing import draw_classes
@@ -48,6 +49,8 @@ __all__ = ["resolve_skip"]
 
 _LEVELS = 32
 _SAMPLES = 32
+_RANGE = (0.002, 80.0)
+_ROUNDING = 1 + 1e-6
 _FILE = "skip_calibration.npz"
 _MIXTURE = "mixture.npz"
 
@@ -76,11 +79,16 @@ def resolve_skip(
     if config.teleport != "auto":
         return config
     gaussian = read_gaussian(config, model)
+    if config.num_points < 2 and config.nfe is None:
+        raise InputError(
+            f"sampler.num_points is {config.num_points}, but teleport auto needs a "
+            "grid to choose from; give 2 points or more"
+        )
     plain = _without_skip(config)
     whole = build_sampler(plain, model)
     sigma_max = float(whole.sigmas[0])
     ends = float(whole.sigmas[-1]), sigma_max
-    calibration = _calibration(model, gaussian, Path(workdir), ends, class_rule)
+    calibration = _calibration(model, gaussian, Path(workdir), sigma_max, class_rule)
     candidates = [SkipCandidate(None, whole.solver, whole.sigmas)]
     for sigma_skip, config_there in _teleports(config, ends):
         try:
@@ -121,21 +129,23 @@ def _calibration(
     model: Model,
     gaussian: GaussianDenoiser,
     workdir: Path,
-    ends: tuple[float, float],
+    sigma_max: float,
     class_rule: str | None,
 ) -> SkipCalibration:
-    """Return what was measured on this model, Gaussian and range, or measure it."""
+    """Return what was measured on this model and Gaussian, or measure it."""
     about: dict[str, Any] = {
         "model_sha256": digest_of(model.denoiser),
         "gaussian_sha256": digest_of(gaussian),
-        "sigma_range": list(ends),
+        "guidance_interval": _interval(model.denoiser),
         "class_rule": class_rule,
     }
     path = workdir / _FILE if workdir.is_dir() else None
-    if path is not None and path.is_file():
-        found = load_skip_calibration(path)
-        if all(found.about.get(name) == value for name, value in about.items()):
-            return found.calibration
+    if path is not None:
+        found = _read(path, about)
+        if found is not None and sigma_max <= found.sigmas[0] * _ROUNDING:
+            return found
+    lowest, highest = model.sigma_range
+    ends = max(_RANGE[0], lowest), min(max(_RANGE[1], sigma_max), highest)
     progress = Progress(_LEVELS, label="skip calibration", unit="level")
     calibration = calibrate_skip(
         model.denoiser,
@@ -151,6 +161,23 @@ def _calibration(
     if path is not None:
         save_skip_calibration(path, calibration, about=about)
     return calibration
+
+
+def _read(path: Path, about: dict[str, Any]) -> SkipCalibration | None:
+    """Return a calibration that was measured on the same; None if there is none."""
+    try:
+        found = load_skip_calibration(path)
+    except InputError:  # missing, or damaged: it is measured again
+        return None
+    same = all(found.about.get(name) == value for name, value in about.items())
+    return found.calibration if same else None
+
+
+def _interval(denoiser: Denoiser) -> list[str] | None:
+    """Return what no digest of numbers sees of a guided model."""
+    if not isinstance(denoiser, Guided):
+        return None
+    return [f"{sigma:g}" for sigma in denoiser.interval]
 
 
 def _surrogate(
@@ -195,19 +222,19 @@ def _told(model: Model, class_rule: str | None) -> Any:
 
 def _report(choice: SkipChoice, candidates: list[SkipCandidate]) -> None:
     calls = {c.sigma_skip: c.solver.nfe(len(c.sigmas)) for c in candidates}
-    plain = choice.table[0]
+    without = choice.table[0].predicted_error
     if choice.sigma_skip is None:
         others = [row.predicted_error for row in choice.table[1:]]
-        best = f", with the best one {min(others):.3g}" if others else ""
+        best = f", with the best teleport {min(others):.3g}" if others else ""
         print(
-            f"no teleport: predicted error {plain.predicted_error:.3g} rms{best}; 0 "
-            "calls saved"
+            f"auto: no teleport; predicted error {without:.3g} rms{best}; "
+            f"{calls[None]} calls, 0 saved"
         )
         return
-    parts = f"teleport {choice.teleport_error:.3g}, solver {choice.solver_error:.3g}"
+    left = calls[choice.sigma_skip]
     print(
-        f"teleport to sigma = {choice.sigma_skip:g}: predicted error "
-        f"{choice.predicted_error:.3g} rms ({parts}), without a teleport "
-        f"{plain.predicted_error:.3g}; {calls[None] - calls[choice.sigma_skip]} calls "
-        "saved"
+        f"auto: teleport to sigma = {choice.sigma_skip:g}; predicted error "
+        f"{choice.predicted_error:.3g} rms (of the teleport alone "
+        f"{choice.teleport_error:.3g}, of the solver alone {choice.solver_error:.3g}), "
+        f"without a teleport {without:.3g}; {left} calls, {calls[None] - left} saved"
     )

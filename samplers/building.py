@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
-from configs.errors import InputError, choice_error
+from configs.errors import InputError, choice_error, require
 from configs.sampler_schema import SamplerConfig
 from configs.solver_table import SOLVERS
 from diffusion.closed_form import EmpiricalDenoiser, GaussianDenoiser, MixtureDenoiser
@@ -162,7 +162,8 @@ def _points_of(config: SamplerConfig, solver: Solver, ends: tuple[float, float])
             f"calls, one step and the last move; set --sampler.nfe {least} or more"
         )
     below = least
-    for num_points in range(2, min(wanted * 10, _MOST_POINTS)):
+    require(wanted <= _MOST_POINTS, "sampler.nfe", wanted, f"<= {_MOST_POINTS}")
+    for num_points in range(2, wanted * 10):
         grid = num_points
         if config.teleport is not None and config.skip_mode == "same-tail":
             grid = len(_grid(config, ends, num_points))

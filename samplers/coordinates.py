@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from configs.errors import InputError
+
 __all__ = ["Coordinates", "Split"]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -63,11 +65,26 @@ class Coordinates:
         return jnp.shape(self.basis)[1] + 1
 
     def flat(self, x: Array) -> Array:
-        """Measure points (B, *event) from the origin, (B, D)."""
+        """Measure points (B, *event) from the origin, (B, D).
+
+        Raises:
+            InputError: If their event shape is not the origin's.
+        """
+        event = jnp.shape(self.origin)
+        if jnp.shape(x)[1:] != event:
+            raise InputError(
+                f"samples have shape {jnp.shape(x)}, but the solver's Gaussian or "
+                f"statistics are of shape {event}; give (B, *{event}) or fit them to "
+                "such data"
+            )
         return (x - self.origin).reshape(x.shape[0], -1)
 
     def split(self, x: Array) -> Split:
-        """Measure points (B, *event) from the origin and split them."""
+        """Measure points (B, *event) from the origin and split them.
+
+        Raises:
+            InputError: If their event shape is not the origin's.
+        """
         whole = self.flat(x)
         if self.basis is None:
             nothing = whole[:, :0]
@@ -106,28 +123,13 @@ class Coordinates:
         shape = jnp.shape(self.origin)
         return self.origin + whole.reshape(len(whole), *shape)
 
-    def scale(self, gains: Array, vectors: Sequence[Array]) -> Array:
-        """Return sum_j diag(gains[j]) vectors[j], (B, *event), from the origin.
+    def shift(self, vectors: Split, values: Array) -> Split:
+        """Add the vector with these coordinates, 0 in the complement.
 
         Args:
-            gains: (J, C).
-            vectors: J arrays (B, *event), measured from the origin.
+            vectors: Any number of them.
+            values: (C,); with a basis the last is not used.
         """
-        shape = vectors[0].shape
-        flat = [v.reshape(shape[0], -1) for v in vectors]
         if self.basis is None:
-            scaled = [g * v for g, v in zip(gains, flat, strict=True)]
-            return jnp.sum(jnp.stack(scaled), axis=0).reshape(shape)
-        rest = sum(g[-1] * v for g, v in zip(gains, flat, strict=True))
-        inside = sum(
-            (g[:-1] - g[-1]) * jnp.matmul(v, self.basis, precision=_HIGHEST)
-            for g, v in zip(gains, flat, strict=True)
-        )
-        moved = rest + jnp.matmul(inside, self.basis.T, precision=_HIGHEST)
-        return moved.reshape(shape)
-
-    def vector(self, values: Array) -> Array:
-        """Return the vector with these coordinates, 0 in the complement, (*event)."""
-        if self.basis is not None:
-            values = jnp.matmul(self.basis, values[:-1], precision=_HIGHEST)
-        return values.reshape(jnp.shape(self.origin))
+            return vectors._replace(whole=vectors.whole + values)
+        return vectors._replace(inside=vectors.inside + values[:-1])

@@ -101,7 +101,9 @@ def _resolve(
     """Return the configuration with the sampler that was tuned or is predicted best."""
     sampler = config.sampler
     if sampler.tuned is not None:
-        sampler = load_tuned(workdir, sampler.tuned, model=model)
+        sampler = load_tuned(
+            workdir, sampler.tuned, model=model, other_data=sampler.other_data
+        )
     sampler = resolve_skip(sampler, model, workdir, class_rule=class_rule)
     return dataclasses.replace(config, sampler=sampler)
 

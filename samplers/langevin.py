@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from configs.errors import InputError
 from diffusion.denoiser import Denoiser, as_pytree, expand_sigma
 from samplers.schedules import check_grid
-from samplers.solver import Solution
+from samplers.solver import Solution, check_keys
 
 __all__ = ["annealed_langevin"]
 
@@ -56,10 +56,7 @@ def annealed_langevin(
         raise InputError(f"steps is {steps}; it must be an integer >= 1")
     if not 0 < step_size <= 1:
         raise InputError(f"step_size is {step_size}; it must be in (0, 1]")
-    if jnp.shape(keys) != (x.shape[0],):
-        raise InputError(
-            f"keys have shape {jnp.shape(keys)}; give ({x.shape[0]},), one per sample"
-        )
+    check_keys(keys, len(x))
     denoiser = as_pytree(denoiser)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     levels = jnp.asarray(grid, wide).repeat(int(steps))

@@ -69,13 +69,18 @@ def read_measured(
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        about = json.loads(arrays.pop("about").tobytes())
+        about = json.loads(arrays.pop("about", np.zeros(0)).tobytes() or b"null")
     except FileNotFoundError:
         raise InputError(f"no {kind} at {path}; {remedy}") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} holds no {kind} ({error})") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        raise InputError(
+            f"{path} is damaged, or no {kind}; name another file, or {remedy}"
+        ) from None
     if not isinstance(about, dict) or about.pop("format", None) != _format(kind):
-        raise InputError(f"{path} holds no {kind} of format {_format(kind)}")
+        raise InputError(
+            f"{path} holds no {kind} but something else, or of another version; name "
+            f"another file, or {remedy}"
+        )
     missing = [name for name in names if name not in arrays]
     if missing:
         raise InputError(f"{path} holds no {kind}: {missing[0]} is missing; {remedy}")

@@ -88,7 +88,7 @@ def read_closed_form(
         wanted = " or ".join(names[kind] for kind in kinds)
         raise InputError(
             f"{path} holds a model of kind {found.kind}, but {wanted} is needed; fit "
-            "one with diffusion.fit_closed_form --kind"
+            "one with python -m diffusion.fit_closed_form (--help tells the kinds)"
         )
     digest = found.provenance.data_digest
     both = bool(digest and model.data_digest)

@@ -34,7 +34,7 @@ from samplers.coordinates import Split
 from samplers.exponential import multistep_orders, quadrature
 from samplers.model_statistics import LinearPart, ModelStatistics, gaussian_statistics
 
-__all__ = ["ResidualExponential"]
+__all__ = ["ResidualExponential", "check_statistics"]
 
 _ORDERS = (1, 2, 3)
 
@@ -80,7 +80,7 @@ class ResidualExponential:
         lower_order_final: Let the order fall to 1 towards the end.
 
     Raises:
-        InputError: If order or rank is out of range.
+        InputError: If order or rank is out of range, or `gaussian` is neither.
     """
 
     gaussian: GaussianDenoiser | ModelStatistics
@@ -89,7 +89,8 @@ class ResidualExponential:
     lower_order_final: bool = field(default=True, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        """Check order and rank."""
+        """Check the settings."""
+        check_statistics(self.gaussian)
         if self.order not in _ORDERS:
             raise InputError(
                 f"order is {self.order}; the residual integrator has orders 1, 2, 3"
@@ -155,6 +156,25 @@ class ResidualExponential:
         given = jnp.shape(self.gaussian.basis)[1]
         rank = given if self.rank is None else min(self.rank, given)
         return gaussian_statistics(self.gaussian.truncated(rank))
+
+
+def check_statistics(given: object) -> None:
+    """Refuse what is neither a Gaussian nor statistics of a model.
+
+    Only the type is looked at: JAX rebuilds a solver around tracers and placeholders.
+
+    Args:
+        given: What a solver is to take its linear part from.
+
+    Raises:
+        InputError: If it is of another type.
+    """
+    kind = type(given)
+    if not (issubclass(kind, GaussianDenoiser) or hasattr(kind, "linear_part")):
+        raise InputError(
+            f"a linear part was asked of {kind.__name__}; give a GaussianDenoiser, "
+            "such as fit_gaussian(images), or statistics such as EffectiveVariances"
+        )
 
 
 def _factors(

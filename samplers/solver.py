@@ -30,6 +30,7 @@ __all__ = [
     "Solver",
     "SolverState",
     "Trace",
+    "check_keys",
     "integrate",
     "weighted_sum",
 ]
@@ -114,12 +115,12 @@ class Solution(NamedTuple):
 
     Attributes:
         x: Samples at noise level 0, (B, *event).
-        nfe: Denoiser calls spent.
+        nfe: Denoiser calls spent; an array where a traced run chose its own number.
         trace: The trajectory, or None where it was not asked for.
     """
 
     x: Array
-    nfe: int
+    nfe: int | Array
     trace: Trace | None
 
 
@@ -147,11 +148,13 @@ def integrate(
         Samples, number of denoiser calls, trajectory.
 
     Raises:
-        InputError: If the grid or the shape of `x` is not as described.
+        InputError: If the grid, the keys or the shape of `x` are not as described.
     """
     grid = check_grid(sigmas)
     x = jnp.asarray(x)
     expand_sigma(grid[0], x)
+    if keys is not None:
+        check_keys(keys, len(x))
     denoiser = as_pytree(denoiser)
     if jax.tree_util.all_leaves([solver]):
         raise InputError(
@@ -164,6 +167,27 @@ def integrate(
         solver, denoiser, x, jnp.asarray(grid[0], wide), plan, keys, trace=trace
     )
     return Solution(final, solver.nfe(grid.size), states)
+
+
+def check_keys(keys: object, count: int) -> None:
+    """Refuse anything but one key per sample.
+
+    Args:
+        keys: What was given.
+        count: B, the number of samples.
+
+    Raises:
+        InputError: If it is not an array of `jax.random.key` of shape (B,).
+    """
+    is_key = isinstance(keys, Array) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    if not (is_key and jnp.shape(keys) == (count,)):
+        given = f"shape {keys.shape}" if is_key else f"type {type(keys).__name__}"
+        if isinstance(keys, Array) and not is_key:
+            given = f"dtype {keys.dtype}"
+        raise InputError(
+            f"keys have {given}; give ({count},), one per sample: "
+            f"jax.random.split(jax.random.key(0), {count})"
+        )
 
 
 def weighted_sum(

@@ -57,7 +57,11 @@ class PartialTuning(NamedTuple):
 
 
 def load_tuned(
-    workdir: str | Path, calls: int, *, model: Model | None = None
+    workdir: str | Path,
+    calls: int,
+    *,
+    model: Model | None = None,
+    other_data: bool = False,
 ) -> SamplerConfig:
     """Return the sampler that `tune` has chosen for a run.
 
@@ -65,6 +69,7 @@ def load_tuned(
         workdir: The run.
         calls: Network calls per image that it was tuned for.
         model: The run's model, if it is loaded already; else its newest checkpoint.
+        other_data: Accept one that was tuned on another checkpoint.
 
     Raises:
         InputError: If there is none, it is damaged, or of another checkpoint.
@@ -82,14 +87,20 @@ def load_tuned(
         raise InputError(
             f"{path} is damaged ({error!r}); delete it: {command}"
         ) from None
-    if not model.is_measured_by(digest):
+    if values.get("calls") != calls:
+        raise InputError(
+            f"{path} was tuned for {values.get('calls')} calls, not {calls}; delete "
+            f"it: {command}"
+        )
+    if not (other_data or model.is_measured_by(digest)):
         raise InputError(
             f"{path} was tuned on another checkpoint (sha256 {digest[:12]}... instead "
-            f"of {model.digest[:12]}...); delete it and tune again: {command}"
+            f"of {model.digest[:12]}...); name that one with --step, or delete the "
+            f"file and tune again: {command}"
         )
     named = {n: getattr(config, n) for n in ("gaussian", "statistics")}
     files = {n: str(Path(workdir) / v) for n, v in named.items() if v is not None}
-    return dataclasses.replace(config, **files)
+    return dataclasses.replace(config, **files, other_data=other_data)
 
 
 def tuned_path(workdir: Path, calls: int) -> Path:

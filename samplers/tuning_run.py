@@ -22,10 +22,10 @@ from diffusion.closed_form import (
     load_closed_form,
     load_gaussian,
 )
-from diffusion.data import split_of
 from diffusion.progress import Progress
 from diffusion.training.record import read_record
 from samplers.model import Model, load_model
+from samplers.statistics_run import open_run
 from samplers.surrogate import Surrogate, fit_surrogate, surrogate_of_mixture
 from samplers.tuned_files import (
     PartialTuning,
@@ -129,7 +129,7 @@ def tune(
         print_table(done)
         return load_tuned(workdir, calls, model=model)
     partial = open_partial_tuning(out, settings)
-    stand_in = _surrogate(workdir, model, surrogate, seed, sizes)
+    stand_in = _surrogate(workdir, model, surrogate, seed, sizes, step)
     trials = _search(partial, stand_in, candidates, model, calls, seed, sizes)
     rows = trials.best + trials.plain
     if num_verified:
@@ -200,6 +200,7 @@ def _surrogate(
     path: str | Path | None,
     seed: int,
     sizes: Sizes,
+    step: int | None,
 ) -> Surrogate:
     """Fit the surrogate to the run's training images, or read it from a file."""
     gaussian = model.gaussian
@@ -220,9 +221,7 @@ def _surrogate(
             )
         about = {"kind": "mixture of a file", "file": str(path)}
         return surrogate_of_mixture(found.denoiser, gaussian, about)
-    record = read_record(workdir)
-    assert record is not None, "_load has read it"
-    images = split_of(record.config.data).training.images
+    images = open_run(workdir, step=step).images
     print(f"surrogate: a mixture of {len(images)} training images", flush=True)
     return fit_surrogate(
         images,

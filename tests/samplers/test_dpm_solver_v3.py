@@ -207,7 +207,7 @@ def test_statistics_survive_their_file(tmp_path, estimate):
     np.testing.assert_allclose(again.gains, found.statistics.gains, rtol=1e-6)
     np.testing.assert_array_equal(again.sigmas, found.statistics.sigmas)
     (tmp_path / "other.npz").write_bytes(b"PK nothing")
-    with pytest.raises(InputError, match="holds no model statistics"):
+    with pytest.raises(InputError, match="no model statistics"):
         load_model_statistics(tmp_path / "other.npz")
     with pytest.raises(InputError, match="estimate_statistics WORKDIR"):
         load_model_statistics(tmp_path / "missing.npz")

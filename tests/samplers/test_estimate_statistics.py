@@ -109,6 +109,7 @@ class ByClass:
         return mean + variance / (variance + sigma**2) * (x - mean)
 
 
+@pytest.mark.slow
 def test_statistics_of_a_model_that_is_told_classes_are_those_of_its_own_images():
     """D = w_k x for images c_k: in closed form with a_k = l_k - l and l = E l_k,
 
@@ -323,6 +324,7 @@ def test_images_that_are_not_those_of_training_are_refused(workdir, tmp_path):
         estimate_for_workdir(run, run / "model_statistics.npz", **SIZES)
 
 
+@pytest.mark.slow
 def test_the_command_measures_gains_and_generate_takes_them(
     workdir, tmp_path, monkeypatch, capsys
 ):

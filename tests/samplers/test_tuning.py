@@ -94,6 +94,7 @@ def in_pixels(surrogate):
     )
 
 
+@pytest.mark.slow
 def test_surrogate_in_its_frame_is_the_mixture_over_pixels(surrogate):
     frame = surrogate.frame
     noise = np.random.default_rng(0).normal(size=(3, len(frame.mean)))
@@ -365,6 +366,7 @@ def test_what_does_not_fit_is_refused_in_one_line(workdir, tmp_path, digits):
         run(workdir, surrogate=tmp_path / "none.npz")
 
 
+@pytest.mark.slow
 def test_tuning_of_another_checkpoint_is_refused(workdir):
     run(workdir, num_verified=0)
     out = workdir / "tuned-5.json"
