@@ -19,6 +19,7 @@ the skip that `samplers.skip` predicts.
 """
 
 import itertools
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -190,15 +191,7 @@ def measure_ours(
         "published": best_of(theirs, lambda c: True),
         "published, no skip": best_of(theirs, lambda c: c.family == "none"),
     }
-    for part in dict.fromkeys(map(affine_part, ours)):
-        for prefix in (False, True):
-            name = f"{part}, prefix" if prefix else part
-            best[name] = best_of(
-                table,
-                lambda c, p=part, q=prefix: (
-                    affine_part(c.solver) == p and (q or c.family != "prefix")
-                ),
-            )
+    best |= best_of_ours(table)
     known = dict([*theirs.choices(), *table.choices()])
     tuned = tune_on_coarse(problem, grids, noise, known)
     to_judge = [row for rows in best.values() for row in rows]
@@ -224,6 +217,30 @@ def measure_ours(
         },
         "table": {"published": write_compactly(theirs), "ours": write_compactly(table)},
     }
+
+
+def best_of_ours(table: Table) -> dict[str, list[tuple[Choice, float]]]:
+    """Return the best rows of the residual integrator by affine part, and of v3.
+
+    Each twice: from no skip and teleports, and from prefixes too.
+    """
+    found: dict[str, list[tuple[Choice, float]]] = {}
+    kinds = dict.fromkeys((kind_of(s), affine_part(s)) for s in table.solvers)
+    for (kind, part), prefix in itertools.product(kinds, (False, True)):
+        name = part if kind == "residual" else f"{kind}, {part}"
+        found[f"{name}, prefix" if prefix else name] = best_of(
+            table,
+            lambda c, k=(kind, part), q=prefix: (
+                (kind_of(c.solver), affine_part(c.solver)) == k
+                and (q or c.family != "prefix")
+            ),
+        )
+    return found
+
+
+def kind_of(solver: str) -> str:
+    """Return "residual" from "residual 2, own", "v3" from "v3-2, own"."""
+    return re.split(r"[ -]", solver)[0]
 
 
 def _measure(

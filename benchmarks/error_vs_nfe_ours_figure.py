@@ -18,7 +18,7 @@ def draw_ours(figures: dict[str, Any]) -> Figure:
     errors, distances, parts = figure.subplots(1, 3)
     calls, best = figures["calls"], figures["best"]
     fitted = next(name for name in best if name.startswith("fitted"))
-    gains = f"{fitted}, gains, prefix"
+    gains = f"{fitted}, gains"
     lines: dict[str, tuple[list[float], dict[str, Any]]] = {
         "DPM-Solver++ 2M as it is": (
             figures["plain_rms"].get(_PLAIN, []),
@@ -30,14 +30,18 @@ def draw_ours(figures: dict[str, Any]) -> Figure:
             [row["rms"] for row in figures["tuned"]["all"]],
             {"color": "#0b6e99", "ls": "--"},
         ),
-        "ours": (_rms(best[gains]), {"color": "#0b6e99", "lw": 2.5}),
+        "ours, teleported": (_rms(best[gains]), {"color": "#0b6e99"}),
+        "ours, from a mixture prefix": (
+            _rms(best[f"{gains}, prefix"]),
+            {"color": "#0b6e99", "lw": 2.8},
+        ),
     }
     for name, (rms, style) in lines.items():
         if rms:
             errors.plot(calls, rms, marker="o", ms=4, label=name, **style)
     _distances(distances, figures, gains)
     for name in best:
-        if not name.startswith("published") and "prefix" not in name:
+        if not name.startswith(("published", "v3")) and "prefix" not in name:
             style = {"ls": "-" if "gains" in name else ":"}
             parts.plot(calls, _rms(best[name]), marker="o", ms=3, label=name, **style)
     parts.plot(calls, _rms(best["published"]), color="0.3", label="best published")
@@ -66,7 +70,7 @@ def _distances(axes: Axes, figures: dict[str, Any], gains: str) -> None:
     for name, told, colour in (
         ("published, no skip", "best published, no skip", "0.3"),
         ("published", "best published, teleported", "#c8553d"),
-        (gains, "ours", "#0b6e99"),
+        (gains, "ours, teleported", "#0b6e99"),
     ):
         values = [judged[_key(row)] for row in figures["best"][name]]
         axes.plot(figures["calls"], values, marker="o", ms=4, color=colour, label=told)

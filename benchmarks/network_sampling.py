@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from analysis.metrics.pyramid import laplacian_pyramid
 from analysis.plots import save_figure
 from benchmarks.results_file import RESULTS, write_result
+from configs.errors import InputError
 from configs.sampler_schema import SamplerConfig
 from diffusion.progress import Progress
 from diffusion.training.record import read_record
@@ -146,13 +147,18 @@ def automatic_configs(
 
 def configs_of(calls: int, model: Model, workdir: Path) -> dict[str, SamplerConfig]:
     """Return everything that is tried with so many calls."""
-    chosen = json.loads((RESULTS / "error_vs_nfe_ours.json").read_text())["figures"]
+    path = RESULTS / "error_vs_nfe_ours.json"
+    if not path.is_file():
+        raise InputError(
+            f"there is no {path}; run python -m benchmarks.error_vs_nfe --part 2 first"
+        )
+    chosen = json.loads(path.read_text())["figures"]
     found = plain_configs(calls)
     for name, rows in chosen["best"].items():
         row = next(row for row in rows if row["calls"] == calls)
         if name == "published":
             found["best published on the mixture"] = published_config(row)
-        elif name == "fitted 128, gains" and row["solver"].startswith("residual"):
+        elif name == "fitted 128, gains":
             found["ours on the mixture"] = published_config(row)
     found |= automatic_configs(calls, model, workdir)
     found["tuned"] = tune(workdir, calls, num_verified=NUM_VERIFIED)

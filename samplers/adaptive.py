@@ -149,7 +149,7 @@ def _run(
         return jnp.any(moving(walk)) & (walk.attempts < _MAX_ATTEMPTS)
 
     last = jax.lax.while_loop(unfinished, attempt, first)
-    arrived = (last.u >= end) & (sigma_min < sigma_max)  # levels may be traced
+    arrived = (last.u >= end) & (sigma_min <= sigma_max)  # levels may be traced
     known = expand_per_sample(arrived, x)
     sample = jnp.where(known, last.denoised, jnp.nan).astype(x.dtype)
     return sample, 1 + order * last.attempts, arrived

@@ -73,9 +73,9 @@ class Coordinates:
         event = jnp.shape(self.origin)
         if jnp.shape(x)[1:] != event:
             raise InputError(
-                f"samples have shape {jnp.shape(x)}, but the solver's Gaussian or "
-                f"statistics are of shape {event}; give (B, *{event}) or fit them to "
-                "such data"
+                f"samples of shape {jnp.shape(x)[1:]} were given to a solver whose "
+                f"Gaussian or statistics are of samples of shape {event}; fit them to "
+                "the same data"
             )
         return (x - self.origin).reshape(x.shape[0], -1)
 

@@ -202,6 +202,7 @@ class DPMSolverV3:
         return self.corrector == "on"
 
     def _statistics(self) -> ModelStatistics:
+        """Return the linear part and its coordinates; a Gaussian's is whole."""
         if isinstance(self.statistics, GaussianDenoiser):
             return gaussian_statistics(self.statistics)
         return self.statistics

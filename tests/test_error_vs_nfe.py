@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from benchmarks.error_vs_nfe import main
-from benchmarks.error_vs_nfe_ours import build_our_solvers, own_gaussian
+from benchmarks.error_vs_nfe_ours import (
+    best_of_ours,
+    build_our_solvers,
+    own_gaussian,
+)
 from benchmarks.error_vs_nfe_report import (
     best_of,
     rows_to_judge,
@@ -263,21 +267,43 @@ def test_quick_second_part_compares_ours_with_published_solvers():
     ours = main(["--quick", "--part", "2"])["error_vs_nfe_ours"]
     json.dumps(ours, allow_nan=False)
     parts = ("own", "own, gains", "fitted 8", "fitted 8, gains", "fitted 4")
-    parts += ("fitted 4, gains", "wrong")
+    parts += ("fitted 4, gains", "wrong", "v3, fitted 8, gains")
     published = ("published", "published, no skip", "published, order falls")
     assert ours["best"].keys() == {
         *published,
         *parts,
         *(f"{part}, prefix" for part in parts),
     }
-    assert all(len(rows) == 2 for rows in ours["best"].values())
-    assert ours["best"]["own"][1]["rms"] < ours["best"]["wrong"][1]["rms"]
-    assert ours["ratio_to_best_published"]["published"] == [1.0, 1.0]
     for name, rows in ours["best"].items():
-        if f"{name}, prefix" in ours["best"]:
-            more = ours["best"][f"{name}, prefix"]
-            assert all(m["rms"] <= r["rms"] for m, r in zip(more, rows, strict=True))
-    for rows in ours["tuned"].values():
+        kind = "v3" if name.startswith("v3") else "residual"
+        kinds = ("DPM++", "UniPC") if name.startswith("published") else (kind,)
         assert [row["calls"] for row in rows] == [5, 8]
-        assert all(row["least_rms_of_ten"] <= row["rms"] for row in rows)
-    assert all(row["ratio"] >= 1 for row in ours["auto"]["rows"])
+        assert all(row["solver"].startswith(kinds) for row in rows), name
+    assert ours["best"]["own"][1]["rms"] < ours["best"]["wrong"][1]["rms"]
+    least = [row["rms"] for row in ours["best"]["published"]]
+    found = [row["rms"] for row in ours["best"]["own, gains"]]
+    np.testing.assert_allclose(
+        ours["ratio_to_best_published"]["own, gains"], np.divide(found, least)
+    )
+    for name, rows in ours["tuned"].items():
+        assert [row["calls"] for row in rows] == [5, 8]
+        kinds = ("DPM++", "UniPC")
+        assert name == "all" or all(row["solver"].startswith(kinds) for row in rows)
+    names = {row["solver"] for row in ours["auto"]["rows"]}
+    assert {"DPM++ 2M midpoint", "UniPC-3 bh2", "residual 2, fitted 8, gains"} <= names
+    skips = {row["sigma_skip"] for row in ours["auto"]["rows"]}
+    assert skips <= {None, 20.0}
+
+
+def test_best_rows_of_ours_are_by_solver_and_affine_part():
+    names = ["residual 1, own", "residual 2, own", "v3-2, own"]
+    table = small_table()
+    rms = np.stack([np.full(table.rms.shape[1:], r) for r in (3.0, 2.0, 1.0)])
+    rms[1, -1] = 0.5  # a prefix
+    found = best_of_ours(table._replace(rms=rms, solvers=names))
+    assert {name: rows[0][1] for name, rows in found.items()} == {
+        "own": 2.0,
+        "own, prefix": 0.5,
+        "v3, own": 1.0,
+        "v3, own, prefix": 1.0,
+    }
