@@ -10,6 +10,7 @@ from diffusion.closed_form import GaussianDenoiser
 from samplers import (
     DPMSolverPP,
     DPMSolverV3,
+    EffectiveVariances,
     Euler,
     Heun,
     Prior,
@@ -24,6 +25,7 @@ from samplers import (
     sample,
     skip_above,
 )
+from samplers.coordinates import Coordinates
 
 # Two Gaussians in the plane: the simplest density with a curved flow.
 MEANS = np.array([[-1.0, 0.4], [0.8, -0.3]])
@@ -45,6 +47,16 @@ def matched() -> GaussianDenoiser:
     mean = MEANS.mean(0)
     variances = np.mean(STDS**2) + np.mean((MEANS - mean) ** 2, axis=0)
     return GaussianDenoiser(jnp.asarray(mean), jnp.eye(2), jnp.asarray(variances))
+
+
+def varying() -> EffectiveVariances:
+    """Gains of a Gaussian whose variances change with the noise level.
+
+    Two levels: between them log variances have no kink, which would cap every order at
+    2 as r = D - w x has it too.
+    """
+    frame = Coordinates(jnp.asarray(MEANS.mean(0)), jnp.eye(2)[:, :1])
+    return EffectiveVariances(frame, np.array([100.0, 0.1]), [[0.4, 0.7], [-1.5, -2.0]])
 
 
 V3 = gaussian_statistics(matched())
@@ -97,6 +109,8 @@ SOLVERS = {
         ResidualExponential(matched(), 2, rank=1, **FREE),
         2,
     ),
+    "residual_exponential_2_measured": (ResidualExponential(varying(), 2, **FREE), 2),
+    "residual_exponential_3_measured": (ResidualExponential(varying(), 3, **FREE), 3),
     "residual_exponential_2_final": (ResidualExponential(matched(), 2), 2),
 }
 
@@ -112,7 +126,6 @@ KINDS = (
     "unipc_3_bh2",
     "dpm_solver_v3_3_corrector",
     "residual_exponential_3",
-    "residual_exponential_2_rank_1",
 )
 
 

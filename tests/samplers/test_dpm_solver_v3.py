@@ -10,6 +10,7 @@ from diffusion.closed_form import GaussianDenoiser
 from samplers import (
     DPMSolverPP,
     DPMSolverV3,
+    ResidualExponential,
     TabulatedStatistics,
     estimate_model_statistics,
     gaussian_statistics,
@@ -61,6 +62,58 @@ def test_gaussian_statistics_are_exact_to_the_rounding_of_float32():
     solver = DPMSolverV3(gaussian_statistics(model))
     end = integrate(solver, model, x, [80.0, 0.1], trace=True).trace.x[-1]
     np.testing.assert_allclose(end, model.flow(x, 80.0, 0.1), atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_a_step_costs_two_products_with_the_basis(order):
+    solver = DPMSolverV3(gaussian(np.float32, 3), order)
+    x, denoiser = jnp.ones((2, 5)), lambda x, sigma: 0.5 * x
+    state = solver.init(denoiser, x, jnp.asarray(80.0))
+    row = jax.tree.map(lambda a: a[0], solver.plan(np.array([80.0, 1.0])))
+    text = str(jax.make_jaxpr(lambda s: solver.step(denoiser, s, row))(state))
+    assert text.count("dot_general") == 2
+
+
+def test_a_gaussian_stands_for_its_statistics():
+    model, grid = gaussian(np.float32), log_linear(6, 0.05)
+    x = jnp.asarray(80 * RNG.normal(size=(3, 5)), jnp.float32)
+    curved = lambda x, sigma: jnp.tanh(x) / 2  # noqa: E731
+    ours, theirs = (
+        integrate(DPMSolverV3(given), curved, x, grid).x
+        for given in (model, gaussian_statistics(model))
+    )
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("make", [DPMSolverV3, ResidualExponential])
+@pytest.mark.parametrize(
+    "given", [None, jnp.ones(3), "gaussian", GaussianDenoiser, lambda x, sigma: x]
+)
+def test_what_has_no_linear_part_gets_one_line(make, given):
+    with pytest.raises(InputError, match="give a GaussianDenoiser") as caught:
+        make(given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [DPMSolverV3, ResidualExponential])
+@pytest.mark.parametrize("given", [gaussian, lambda dtype: table(1, 0, 0)])
+def test_a_solver_is_rebuilt_around_any_leaves(make, given):
+    solver = make(given(np.float32))
+    leaves, treedef = jax.tree.flatten(solver)
+    for leaf in (object(), None, jax.ShapeDtypeStruct((), "float32")):
+        rebuilt = jax.tree.unflatten(treedef, [leaf] * len(leaves))
+        assert type(rebuilt) is make
+    assert type(jax.jit(lambda s: s)(solver)) is make
+
+
+@pytest.mark.parametrize("make", [DPMSolverV3, ResidualExponential])
+@pytest.mark.parametrize("given", [gaussian, lambda dtype: table(1, 0, 0)])
+def test_samples_of_another_shape_get_one_line(make, given):
+    solver = make(given(np.float32))
+    for shape in ((2, 4), (2, 1), (2, 1, 5)):
+        with pytest.raises(InputError, match=r"samples of shape \(5,\)") as caught:
+            integrate(solver, lambda x, sigma: x, jnp.ones(shape), [2.0, 1.0])
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("final", [True, False])
@@ -218,6 +271,10 @@ def test_statistics_survive_their_file(tmp_path, estimate):
     [
         (lambda: DPMSolverV3(table(1, 0, 0), 4), "orders 1, 2, 3"),
         (lambda: DPMSolverV3(table(1, 0, 0), corrector="hlaf"), "half"),
+        (
+            lambda: DPMSolverV3(table(1, 0, 0), corrector=False),
+            "'False'; choose from half, off, on",
+        ),
         (
             lambda: DPMSolverV3(table(1, 0, 0)).plan(np.array([90.0, 1.0])),
             "cover noise levels 0.002 to 80",

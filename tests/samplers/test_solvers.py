@@ -145,6 +145,25 @@ def test_the_adaptive_solver_meets_its_tolerance_with_the_calls_it_counts(order)
     np.testing.assert_allclose(alone[0], found.x[0], atol=1e-12)
 
 
+def test_the_adaptive_solver_can_be_traced():
+    """A sample that does not arrive is NaN there, and the others are as ever."""
+
+    def poisoned(x, sigma):
+        return jnp.where(x[:, :1] > 1e3, jnp.nan, GAUSSIAN(x, sigma))
+
+    @jax.jit
+    def traced(x, low):
+        return adaptive_dpm_solver(poisoned, x, 80.0, low, rtol=0.5, atol=0.1)
+
+    x = jnp.asarray([[30.0, 40.0], [2e3, 1.0]])
+    found = traced(x, 0.1)
+    alone = adaptive_dpm_solver(GAUSSIAN, x[:1], 80.0, 0.1, rtol=0.5, atol=0.1)
+    np.testing.assert_allclose(found.x[0], alone.x[0], atol=1e-5)
+    assert np.isnan(found.x[1]).all()
+    assert int(found.nfe) == alone.nfe
+    assert np.isnan(traced(x, 90.0).x).all()  # no level to go down to
+
+
 @pytest.mark.slow
 def test_langevin_has_the_datas_moments_when_it_is_slow_enough():
     """It freezes where steps * step_size no longer reach the data's variance."""
@@ -187,6 +206,20 @@ def test_the_vp_grid_is_uniform_in_time():
         (
             lambda: integrate(StochasticHeun(1.0), GAUSSIAN, jnp.ones((1, 2)), [1.0]),
             "needs keys",
+        ),
+        *(
+            (
+                lambda keys=keys: integrate(
+                    StochasticHeun(1.0), GAUSSIAN, jnp.ones((2, 2)), [1.0], keys=keys
+                ),
+                says,
+            )
+            for keys, says in (
+                (jax.random.key(0), r"shape \(\); give \(2,\), one per sample"),
+                (jax.random.split(jax.random.key(0), 3), r"shape \(3,\)"),
+                (jnp.arange(2), "dtype int32"),
+                ([0, 1], "type list"),
+            )
         ),
         (
             lambda: adaptive_dpm_solver(GAUSSIAN, jnp.ones((1, 2)), 1.0, 2.0),
