@@ -1,5 +1,6 @@
 """The figure of the second part: error and distance by calls, theirs and ours."""
 
+import math
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -72,11 +73,13 @@ def _distances(axes: Axes, figures: dict[str, Any], gains: str) -> None:
         ("published", "best published, teleported", "#c8553d"),
         (gains, "ours, teleported", "#0b6e99"),
     ):
-        values = [judged[_key(row)] for row in figures["best"][name]]
+        # A row that was not judged leaves a gap.
+        values = [judged.get(_key(row), math.nan) for row in figures["best"][name]]
         axes.plot(figures["calls"], values, marker="o", ms=4, color=colour, label=told)
     floor = figures["distributions"]["floor"]["sliced_wasserstein"]
     low, high = (floor["mean"] + k * floor["deviation"] for k in (-2, 2))
     axes.axhspan(low, high, color="0.85", label="two draws of the truth")
+    axes.set_ylim(0.02, 0.2)
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
