@@ -132,6 +132,13 @@ def _teach(stop: SystemExit, box: str, default: object, program: str) -> InputEr
     kept = [line for line in lines if line and not line.startswith("For full helptext")]
     text = re.sub(r"^(Parsing|Value) error |^Missing argument ", "", " ".join(kept))
     text = re.sub(r"\.? Argument helptext:.*", "", text).rstrip(". ")
+    # Where a value may be of several types, tyro tells each attempt.
+    text = re.sub(
+        r"Error parsing (\S+): no type matching (.+?) could be instantiated from "
+        r"\['(.*?)'\].*",
+        r"\1 is '\3'; it must be \2",
+        text,
+    )
     return InputError(f"{text}; see {program} --help")
 
 

@@ -76,6 +76,9 @@ def test_training_mistakes_get_one_line(arguments, says, monkeypatch, capsys):
         ("{run} --sampler.teleport 90", "sampler.teleport is 90.0"),
         ("{run} --sampler.sigma-min 0", "sampler.sigma_min is 0.0; it must be > 0"),
         ("{run} --num-samples 0", "it must be >= 1"),
+        ("{run} --sampler.teleport atuo", "teleport is 'atuo'; it must be"),
+        ("{run} --sampler.tuned 6", "tune the run first: python -m samplers.tune"),
+        ("{run} --sampler.variant bh1 --sampler.solver dpm_solver_pp", "midpoint"),
         ("{run} --format zop", "unknown format 'zop'; did you mean 'zip'?"),
         ("{run} --class-label 1", "this model is told no classes"),
         (
