@@ -125,6 +125,25 @@ def plain_configs(calls: int) -> dict[str, SamplerConfig]:
     }
 
 
+def gaussian_configs(calls: int, workdir: Path) -> dict[str, SamplerConfig]:
+    """Return ours with the Gaussian's own variances, without a search."""
+    same = {
+        "gaussian": str(workdir / "gaussian.npz"),
+        "order": 2,
+        "schedule": "log_linear",
+        "sigma_min": 0.05,
+        "teleport": 10.0 if calls <= 6 else 40.0,
+        "skip_mode": "re-spread",
+        "nfe": calls,
+    }
+    residual = {"solver": "residual_exponential", "lower_order_final": False, **same}
+    return {
+        "DPM-Solver-v3, Gaussian": SamplerConfig(solver="dpm_solver_v3", **same),
+        "residual, Gaussian of rank 128": SamplerConfig(**residual),
+        "residual, Gaussian of rank 512": SamplerConfig(**residual, rank=512),
+    }
+
+
 def automatic_configs(
     calls: int, model: Model, workdir: Path
 ) -> dict[str, SamplerConfig]:
@@ -160,6 +179,7 @@ def configs_of(calls: int, model: Model, workdir: Path) -> dict[str, SamplerConf
             found["best published on the mixture"] = published_config(row)
         elif name == "fitted 128, gains":
             found["ours on the mixture"] = published_config(row)
+    found |= gaussian_configs(calls, workdir)
     found |= automatic_configs(calls, model, workdir)
     found["tuned"] = tune(workdir, calls, num_verified=NUM_VERIFIED)
     return found
