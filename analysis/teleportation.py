@@ -120,7 +120,7 @@ def _timed(draw: Callable[[], Solution]) -> TimedSamples:
     started = time.perf_counter()
     solution = draw()
     x = np.asarray(jax.block_until_ready(solution.x))
-    return TimedSamples(x, solution.nfe, time.perf_counter() - started)
+    return TimedSamples(x, int(solution.nfe), time.perf_counter() - started)
 
 
 def _rms(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

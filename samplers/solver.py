@@ -179,11 +179,13 @@ def check_keys(keys: object, count: int) -> None:
     Raises:
         InputError: If it is not an array of `jax.random.key` of shape (B,).
     """
-    is_key = isinstance(keys, Array) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
-    if not (is_key and jnp.shape(keys) == (count,)):
-        given = f"shape {keys.shape}" if is_key else f"type {type(keys).__name__}"
-        if isinstance(keys, Array) and not is_key:
-            given = f"dtype {keys.dtype}"
+    if not isinstance(keys, Array):
+        given = f"type {type(keys).__name__}"
+    elif not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        given = f"dtype {keys.dtype}"
+    else:
+        given = f"shape {keys.shape}"
+    if given != f"shape {(count,)}":
         raise InputError(
             f"keys have {given}; give ({count},), one per sample: "
             f"jax.random.split(jax.random.key(0), {count})"
