@@ -30,8 +30,12 @@ from diffusion.closed_form import GaussianDenoiser
 from diffusion.denoiser import Denoiser
 from samplers.coordinates import Split
 from samplers.exponential import multistep_orders, quadrature
-from samplers.model_statistics import LinearPart, ModelStatistics, gaussian_statistics
-from samplers.residual_exponential import check_statistics
+from samplers.model_statistics import (
+    LinearPart,
+    ModelStatistics,
+    check_statistics,
+    gaussian_statistics,
+)
 
 __all__ = ["DPMSolverV3"]
 

@@ -36,6 +36,7 @@ __all__ = [
     "LinearPart",
     "ModelStatistics",
     "TabulatedStatistics",
+    "check_statistics",
     "gaussian_statistics",
     "load_model_statistics",
     "pixel_statistics",
@@ -240,6 +241,25 @@ class _TabulatedPart:
             scaling = self._scaling[cells] + self._within(1, cells, r)
             total += weight / 2 * np.exp(-scaling) * self._at(2, cells, r)
         return (u - left)[:, None] * total
+
+
+def check_statistics(given: object) -> None:
+    """Refuse what is neither a Gaussian nor statistics of a model.
+
+    Only the type is looked at: JAX rebuilds a solver around tracers and placeholders.
+
+    Args:
+        given: What a solver is to take its linear part from.
+
+    Raises:
+        InputError: If it is of another type.
+    """
+    kind = type(given)
+    if not (issubclass(kind, GaussianDenoiser) or hasattr(kind, "linear_part")):
+        raise InputError(
+            f"a linear part was asked of {kind.__name__}; give a GaussianDenoiser, "
+            "such as fit_gaussian(images), or statistics such as EffectiveVariances"
+        )
 
 
 def gaussian_statistics(gaussian: GaussianDenoiser) -> GaussianStatistics:
