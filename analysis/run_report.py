@@ -26,7 +26,7 @@ from analysis.score_comparison import Comparison
 from analysis.teleportation import StartComparison, TimedSamples, compare_starts
 from configs.errors import InputError
 from configs.schema import ExperimentConfig, to_dict
-from diffusion.atomic import write_atomically
+from diffusion.atomic import write_atomically, write_json
 from diffusion.closed_form import load_gaussian
 from diffusion.training import load_denoiser, train
 from diffusion.training.log import finite_or_none, read_metrics
@@ -111,8 +111,7 @@ def write_run_report(workdir: str | Path, settings: ReportSettings) -> dict[str,
     metrics = _metrics(record.config, settings, starts, comparison, rows)
     _write_samples(workdir / "samples.npz", starts)
     _write_page(workdir, metrics, starts, comparison, rows)
-    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-    write_atomically(workdir / "metrics.json", lambda file: file.write(text.encode()))
+    write_json(workdir / "metrics.json", metrics)
     return metrics
 
 

@@ -43,7 +43,7 @@ from benchmarks.error_vs_nfe_truth import Problem
 from diffusion.closed_form import GaussianDenoiser
 from samplers.dpm_solver_pp import DPMSolverPP
 from samplers.dpm_solver_v3 import DPMSolverV3
-from samplers.frame import SharedResidualMixture, cast
+from samplers.frame import SharedResidualMixture, cast, variance_beyond
 from samplers.residual_exponential import ResidualExponential
 from samplers.schedules import log_linear
 from samplers.search import solve_exactly
@@ -94,10 +94,8 @@ def own_gaussian(truth: SharedResidualMixture) -> GaussianDenoiser:
 
 def _cut(gaussian: GaussianDenoiser, rank: int, outside: int) -> GaussianDenoiser:
     """Cut a Gaussian as its `truncated` does, but counting all D directions."""
-    variances = np.asarray(gaussian.variances)
     dimension = len(gaussian.basis) - 1 + outside
-    left = (dimension - len(variances)) * float(np.asarray(gaussian.residual_variance))
-    residual = (variances[rank:].sum() + left) / (dimension - rank)
+    residual = variance_beyond(gaussian, rank, dimension)
     return GaussianDenoiser(
         gaussian.mean, gaussian.basis[:, :rank], gaussian.variances[:rank], residual
     )

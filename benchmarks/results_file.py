@@ -1,13 +1,12 @@
 """What every benchmark writes: figures with date, machine, versions and command."""
 
 import datetime
-import json
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
-from diffusion.atomic import write_atomically
+from diffusion.atomic import write_json
 from diffusion.versions import versions
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -52,7 +51,6 @@ def write_result(name: str, command: str, figures: dict[str, Any]) -> Path:
         "figures": figures,
     }
     path = RESULTS / f"{name}.json"
-    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_json(path, values)
     print(path)
     return path

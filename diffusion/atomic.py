@@ -4,13 +4,14 @@ A file is written beside its destination and moved there in one step, so that a 
 process or a full disk leaves the old version, never half of a new one.
 """
 
+import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-__all__ = ["write_atomically"]
+__all__ = ["write_atomically", "write_json"]
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
@@ -30,6 +31,21 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
         raise OSError(
             f"cannot write {path}: {reason}; free some space or choose another folder"
         ) from error
+
+
+def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
+    """Write values as indented JSON, atomically.
+
+    Args:
+        path: Destination; its folder is made if it is missing.
+        values: Plain values; a number that is not finite is an error.
+
+    Raises:
+        OSError: If the disk is full or read-only; `path` is then as it was before.
+        ValueError: If a number is not finite.
+    """
+    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:

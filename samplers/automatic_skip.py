@@ -30,7 +30,7 @@ from diffusion.closed_form import (
 from diffusion.denoiser import Denoiser
 from diffusion.guidance import Guided
 from diffusion.progress import Progress
-from samplers.building import build_sampler
+from samplers.building import build_grid, build_sampler
 from samplers.drawing import draw_classes
 from samplers.model import Model, digest_of
 from samplers.model_files import read_closed_form, read_gaussian
@@ -42,7 +42,7 @@ from samplers.skip_calibration import (
     load_skip_calibration,
     save_skip_calibration,
 )
-from samplers.statistics_run import open_run
+from samplers.statistics_run import read_training_images
 from samplers.surrogate import fit_surrogate
 
 __all__ = ["resolve_skip"]
@@ -92,10 +92,10 @@ def resolve_skip(
     candidates = [SkipCandidate(None, whole.solver, whole.sigmas)]
     for sigma_skip, config_there in _teleports(config, ends):
         try:
-            sampler = build_sampler(config_there, model)
+            sigmas = build_grid(config_there, model, whole.solver)
         except InputError:  # a number of calls that this grid cannot have
             continue
-        candidates.append(SkipCandidate(sigma_skip, sampler.solver, sampler.sigmas))
+        candidates.append(SkipCandidate(sigma_skip, whole.solver, sigmas))
     surrogate = _surrogate(config, model, gaussian, Path(workdir))
     choice = choose_skip(
         calibration, gaussian, candidates, sigma_max, surrogate=surrogate
@@ -192,7 +192,7 @@ def _surrogate(
     if path.is_file():
         return read_closed_form(path, (MixtureDenoiser,), config, model)
     try:
-        images = open_run(workdir).images
+        images = read_training_images(workdir).training.images
     except InputError as error:
         warnings.warn(
             f"the skip is predicted from the Gaussian alone ({error})",

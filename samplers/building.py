@@ -49,7 +49,7 @@ from samplers.start import (
 from samplers.stochastic_heun import StochasticHeun
 from samplers.unipc import UniPC
 
-__all__ = ["BUILDERS", "Sampler", "build_sampler"]
+__all__ = ["BUILDERS", "Sampler", "build_grid", "build_sampler"]
 
 _MOST_POINTS = 10_000  # of the search for a grid with a number of calls
 
@@ -97,12 +97,28 @@ def build_sampler(config: SamplerConfig, model: Model) -> Sampler:
             "(samplers.automatic_skip.resolve_skip, samplers.tuned_files.load_tuned)"
         )
     solver = BUILDERS[config.solver](config, model)
+    start = _start(config, model, _ends(config, model)[0])
+    return Sampler(solver, build_grid(config, model, solver), start)
+
+
+def build_grid(
+    config: SamplerConfig, model: Model, solver: Solver
+) -> NDArray[np.float64]:
+    """Return the grid of a configuration, after any skip; no file is read.
+
+    Args:
+        config: The settings.
+        model: Its noise levels count.
+        solver: Its calls count, where the settings fix their number.
+
+    Raises:
+        InputError: If a grid or a number of calls cannot be had.
+    """
     ends = _ends(config, model)
     num_points = config.num_points
     if config.nfe is not None:
         num_points = _points_of(config, solver, ends)
-    start = _start(config, model, ends[0])
-    return Sampler(solver, _grid(config, ends, num_points), start)
+    return _grid(config, ends, num_points)
 
 
 def _ends(config: SamplerConfig, model: Model) -> tuple[float, float]:

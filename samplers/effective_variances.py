@@ -31,6 +31,7 @@ from samplers.schedules import check_grid
 __all__ = [
     "EffectiveVariances",
     "load_effective_variances",
+    "log_variances_of",
     "read_about",
     "save_effective_variances",
 ]
@@ -38,6 +39,7 @@ __all__ = [
 _KIND = "measured gains"
 _NAMES = ("origin", "basis", "sigmas", "log_variances")
 _REMEDY = "measure them with python -m samplers.estimate_statistics WORKDIR --gains"
+_LEAST, _MOST = 1e-9, 1 - 1e-9  # of l
 _NO_CHANGE = 1e-4  # of a over a piece, below which l is taken to second order
 
 
@@ -74,6 +76,20 @@ class EffectiveVariances:
         if not np.isfinite(table).all():
             raise InputError("the gains hold a number that is not finite")
         return _EffectivePart(-np.log(sigmas), table)
+
+
+def log_variances_of(
+    rates: NDArray[np.float64], sigmas: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return log v of gains l = sigma^2/(v + sigma^2).
+
+    Args:
+        rates: l, (N, ...), kept within 1e-9 of 0 and 1 so that the logarithm is finite.
+        sigmas: (N,).
+    """
+    rates = np.clip(rates, _LEAST, _MOST)
+    levels = np.log(sigmas).reshape(-1, *(1,) * (rates.ndim - 1))
+    return np.log1p(-rates) - np.log(rates) + 2 * levels
 
 
 class _EffectivePart:

@@ -32,6 +32,7 @@ __all__ = [
     "own_frame",
     "rows_in_frame",
     "shared_residual_mixture",
+    "variance_beyond",
 ]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -162,8 +163,7 @@ def own_frame(
         np.asarray(gaussian.basis[:, :d], np.float32),
     )
     variances = np.asarray(gaussian.variances, np.float64)
-    left = (size - given) * float(np.asarray(gaussian.residual_variance))
-    residual = (variances[d:].sum() + left) / max(size - d, 1)
+    residual = variance_beyond(gaussian, d, size)
     inside = GaussianDenoiser(
         jnp.zeros(d + 1),
         jnp.eye(d + 1, d),
@@ -171,6 +171,20 @@ def own_frame(
         jnp.float32(residual),
     )
     return frame, inside
+
+
+def variance_beyond(gaussian: GaussianDenoiser, rank: int, dimension: float) -> float:
+    """Return the mean variance of all directions after the first `rank`.
+
+    Args:
+        gaussian: Over `dimension` directions, whatever its coordinates.
+        rank: In [0, R].
+        dimension: D.
+    """
+    variances = np.asarray(gaussian.variances, np.float64)
+    residual = float(np.asarray(gaussian.residual_variance))
+    left = variances[rank:].sum() + (dimension - variances.size) * residual
+    return float(left / max(dimension - rank, 1))
 
 
 def rows_in_frame(images: NDArray[Any], frame: Frame) -> Rows:

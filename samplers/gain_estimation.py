@@ -11,7 +11,7 @@ gain, from covariance and variance summed over it.  One call of the denoiser per
 image; no derivative.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -22,17 +22,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from configs.errors import InputError
 from diffusion.closed_form import GaussianDenoiser
-from diffusion.data.batches import to_data_units
 from diffusion.denoiser import Denoiser, as_pytree
 from samplers.coordinates import Coordinates
-from samplers.effective_variances import EffectiveVariances
+from samplers.effective_variances import EffectiveVariances, log_variances_of
+from samplers.image_draws import draw_images
 from samplers.model_statistics import gaussian_statistics
 from samplers.schedules import check_grid
 
 __all__ = ["GainEstimate", "estimate_gains"]
 
 _NOTHING = 1e-10  # share of the squares that is rounding
-_LEAST, _MOST = 1e-9, 1 - 1e-9  # of l, so that its logit is finite
 
 
 class GainEstimate(NamedTuple):
@@ -92,20 +91,18 @@ def estimate_gains(
     gains = np.zeros((grid.size, frame.size))
     errors = np.zeros_like(gains)
     for i, sigma in enumerate(grid):
-        draws = _draws(
-            images, float(sigma), jax.random.fold_in(key, i), num_images, batch_size
-        )
-        sums = [
-            _Sums(*(np.asarray(a, np.float64)[:count] for a in found))
-            for numbers, noisy, count in draws
-            for model in [same if denoiser_of is None else denoiser_of(numbers)]
-            for found in [_measure(model, frame, noisy, sigma)]
-        ]
+        sums = []
+        own = jax.random.fold_in(key, i)
+        for draws in draw_images(images, own, num_images, batch_size):
+            model = same if denoiser_of is None else denoiser_of(draws.numbers)
+            noisy = _noised(draws.clean, float(sigma), draws.keys)
+            found = _measure(model, frame, noisy, sigma)
+            sums.append(
+                _Sums(*(np.asarray(a, np.float64)[draws.counts] for a in found))
+            )
         gains[i], errors[i] = _regress(sums, float(sigma))
         after_level()
-    gains = np.clip(gains, _LEAST, _MOST)
-    logits = np.log1p(-gains) - np.log(gains)
-    table = logits + 2 * np.log(grid)[:, None]
+    table = log_variances_of(gains, grid)
     return GainEstimate(EffectiveVariances(frame, grid, table), errors)
 
 
@@ -123,20 +120,6 @@ class _Sums(NamedTuple):
     y: Array | NDArray[np.float64]
     products: Array | NDArray[np.float64]
     squares: Array | NDArray[np.float64]
-
-
-def _draws(
-    images: NDArray, sigma: float, key: Array, count: int, batch_size: int
-) -> Iterator[tuple[NDArray[np.intp], Array, int]]:
-    """Yield numbers of images, the images noised, and how many of them count."""
-    chosen = np.asarray(jax.random.randint(key, (count,), 0, len(images)), np.intp)
-    for first in range(0, count, batch_size):
-        # The last batch is filled up, so that one program serves all.
-        index = np.arange(first, first + batch_size)
-        numbers = chosen[np.minimum(index, count - 1)]
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(index))
-        noisy = _noised(to_data_units(images[numbers]), sigma, keys)
-        yield numbers, noisy, min(batch_size, count - first)
 
 
 @jax.jit

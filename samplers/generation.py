@@ -22,7 +22,7 @@ import jax
 from configs.errors import InputError, InputWarning
 from configs.sampler_schema import GenerationConfig
 from configs.schema import to_dict
-from diffusion.atomic import write_atomically
+from diffusion.atomic import write_json
 from diffusion.progress import Progress
 from diffusion.versions import versions
 from samplers.automatic_skip import resolve_skip
@@ -89,7 +89,7 @@ def generate_samples(
             "seconds_with_compilation": seconds,
             "sha256": digest,
         }
-        _write_json(outdir / "record.json", {**settings, **results, **_context()})
+        write_json(outdir / "record.json", {**settings, **results, **_context()})
         shutil.rmtree(outdir / ".partial")
     calls = f"{drawing.nfe}" if networks == 1 else f"{drawing.nfe} x 2"
     print(f"{count} samples, {calls} network calls each, {seconds:.1f} s: {outdir}")
@@ -235,8 +235,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} is damaged ({error}); choose another --outdir or delete it"
         ) from error
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))

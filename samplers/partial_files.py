@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from configs.errors import InputError
-from diffusion.atomic import write_atomically
+from diffusion.atomic import write_json
 from diffusion.training.locking import lock_workdir
 
 __all__ = ["PartialFiles", "open_partial_files"]
@@ -88,8 +88,7 @@ class PartialFiles:
             "sizes": self.sizes,
             "notes": self.notes,
         }
-        text = json.dumps(journal, indent=2, allow_nan=False) + "\n"
-        write_atomically(self.path(JOURNAL), lambda file: file.write(text.encode()))
+        write_json(self.path(JOURNAL), journal)
 
     def flush(self) -> None:
         """Bring what was appended to the disk."""

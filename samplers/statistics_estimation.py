@@ -22,9 +22,9 @@ from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
 from configs.errors import InputError
-from diffusion.data.batches import to_data_units
 from diffusion.denoiser import Denoiser, as_pytree
 from samplers.coordinates import Coordinates
+from samplers.image_draws import draw_images
 from samplers.model_statistics import TabulatedStatistics
 from samplers.schedules import check_grid
 
@@ -169,15 +169,11 @@ class _Moments:
 def _draws(
     images: NDArray, sigma: float, key: Array, count: int, batch_size: int
 ) -> Iterator[_Draw]:
-    chosen = np.asarray(jax.random.randint(key, (count,), 0, len(images)), np.intp)
-    for first in range(0, count, batch_size):
-        # The last batch is filled up, so that one program serves all.
-        index = np.arange(first, first + batch_size)
-        numbers = chosen[np.minimum(index, count - 1)]
-        clean = to_data_units(images[numbers])
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(index))
-        noisy, signs = _noised(clean, jnp.asarray(sigma, clean.dtype), keys)
-        yield _Draw(numbers, noisy, signs, jnp.asarray(index < count, clean.dtype))
+    for draws in draw_images(images, key, count, batch_size):
+        dtype = draws.clean.dtype
+        noisy, signs = _noised(draws.clean, jnp.asarray(sigma, dtype), draws.keys)
+        counts = jnp.asarray(draws.counts, dtype)
+        yield _Draw(draws.numbers, noisy, signs, counts)
 
 
 @jax.jit

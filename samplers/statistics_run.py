@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from configs.errors import InputError
 from configs.sampler_schema import SamplerConfig
 from diffusion.atomic import write_atomically
-from diffusion.data import check_labels, split_of
+from diffusion.data import Split, check_labels, split_of
 from diffusion.denoiser import Denoiser
 from diffusion.progress import Progress
 from diffusion.training.record import read_record
@@ -38,6 +38,7 @@ __all__ = [
     "estimate_for_workdir",
     "estimate_gains_for_workdir",
     "open_run",
+    "read_training_images",
 ]
 
 _SECONDS_BETWEEN_SAVES = 20.0
@@ -60,6 +61,28 @@ class MeasuredRun(NamedTuple):
     about: dict[str, Any]
 
 
+def read_training_images(workdir: str | Path) -> Split:
+    """Return the images that a run was trained on, without its network.
+
+    Args:
+        workdir: A run of `diffusion.training.train`.
+
+    Raises:
+        InputError: If there is no run, or the images are not those it was trained on.
+    """
+    record = read_record(workdir)
+    if record is None:
+        raise InputError(f"{workdir} is no run; statistics are measured on one")
+    split = split_of(record.config.data)
+    if split.digest != record.data_digest:
+        raise InputError(
+            f"{record.config.data.name} now holds other images (sha256 "
+            f"{split.digest[:12]}...) than {workdir} was trained on "
+            f"({record.data_digest[:12]}...); put those back"
+        )
+    return split
+
+
 def open_run(workdir: str | Path, *, step: int | None = None) -> MeasuredRun:
     """Load a run's network and its training images.
 
@@ -70,17 +93,8 @@ def open_run(workdir: str | Path, *, step: int | None = None) -> MeasuredRun:
     Raises:
         InputError: If there is no run, or the images are not those it was trained on.
     """
-    record = read_record(workdir)
-    if record is None:
-        raise InputError(f"{workdir} is no run; statistics are measured on one")
+    split = read_training_images(workdir)
     model = load_model(workdir, step=step)
-    split = split_of(record.config.data)
-    if split.digest != record.data_digest:
-        raise InputError(
-            f"{record.config.data.name} now holds other images (sha256 "
-            f"{split.digest[:12]}...) than {workdir} was trained on "
-            f"({record.data_digest[:12]}...); put those back"
-        )
     check_labels(split, model.num_classes)
     labels = np.asarray(split.training.labels, np.int32)
 
@@ -91,7 +105,7 @@ def open_run(workdir: str | Path, *, step: int | None = None) -> MeasuredRun:
         "workdir": str(workdir),
         "step": step,
         "model_sha256": model.digest,
-        "data_digest": record.data_digest,
+        "data_digest": split.digest,
     }
     told = denoiser_of if model.num_classes else None
     return MeasuredRun(model, split.training.images, told, about)

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion.closed_form import GaussianDenoiser, MixtureDenoiser
 from samplers.coordinates import Coordinates
-from samplers.effective_variances import EffectiveVariances
+from samplers.effective_variances import EffectiveVariances, log_variances_of
 from samplers.frame import (
     Frame,
     SharedResidualMixture,
@@ -26,6 +26,7 @@ from samplers.frame import (
     fit_in_frame,
     own_frame,
     rows_in_frame,
+    variance_beyond,
 )
 from samplers.gain_estimation import estimate_gains
 from samplers.schedules import log_linear
@@ -38,7 +39,6 @@ __all__ = [
 ]
 
 _GAIN_LEVELS = 20
-_LEAST, _MOST = 1e-9, 1 - 1e-9  # of a gain, so that its logit is finite
 _TINY = 1e-30  # in the place of a variance of 0, of which there is no logarithm
 
 
@@ -106,14 +106,9 @@ class Surrogate(NamedTuple):
 
     def gaussian_gains(self, rank: int) -> EffectiveVariances:
         """Return the Gaussian, cut to `rank`, as gains that do not depend on sigma."""
-        given = jnp.shape(self.gaussian.basis)[1]
-        rank = min(rank, given)
+        rank = min(rank, jnp.shape(self.gaussian.basis)[1])
         variances = np.asarray(self.gaussian.variances, np.float64)
-        weights = self.weights
-        count = weights.sum() - given
-        left = float(np.asarray(self.gaussian.residual_variance)) * count
-        left += variances[rank:].sum()
-        rest = left / max(weights.sum() - rank, 1)
+        rest = variance_beyond(self.gaussian, rank, self.weights.sum())
         table = np.log(np.maximum(np.append(variances[:rank], rest), _TINY))
         frame = Coordinates(self.gaussian.mean, self.gaussian.basis[:, :rank])
         return EffectiveVariances(frame, np.ones(1), table[None])
@@ -262,8 +257,8 @@ def measure_gains_in_frame(
     power[:, -1] *= outside
     share = power[:, rank:]
     total = np.maximum(share.sum(axis=1), _TINY)
-    rest = np.clip(np.sum(share * rates[:, rank:], axis=1) / total, _LEAST, _MOST)
-    log_rest = np.log1p(-rest) - np.log(rest) + np.log(s2[:, 0])
+    rest = np.sum(share * rates[:, rank:], axis=1) / total
+    log_rest = log_variances_of(rest, np.asarray(found.sigmas, np.float64))
     kept = np.asarray(found.log_variances)[:, :rank]
     table = np.concatenate([kept, log_rest[:, None]], axis=1)
     return EffectiveVariances(

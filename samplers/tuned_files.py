@@ -16,7 +16,7 @@ import jax
 from configs.errors import InputError
 from configs.sampler_schema import SamplerConfig
 from configs.schema import from_dict, to_dict
-from diffusion.atomic import write_atomically
+from diffusion.atomic import write_json
 from diffusion.versions import versions
 from samplers.model import Model, load_model
 from samplers.tuning import Trial, describe
@@ -30,7 +30,6 @@ __all__ = [
     "read_finished",
     "result_of",
     "tuned_path",
-    "write_json",
 ]
 
 _FORMAT = "scorelab tuned sampler 1"
@@ -190,12 +189,6 @@ def open_partial_tuning(out: Path, settings: dict[str, Any]) -> PartialTuning:
 def finite(value: float | None) -> float | None:
     """Return a number as JSON can hold it: None in the place of infinity."""
     return None if value is None or not math.isfinite(value) else float(value)
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write values, atomically."""
-    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import jax
 
 from configs.errors import InputError
-from configs.sampler_schema import SOLVERS, SamplerConfig
+from configs.sampler_schema import SamplerConfig
+from configs.solver_table import SOLVERS
+from diffusion.atomic import write_json
 from diffusion.closed_form import (
     GaussianDenoiser,
     MixtureDenoiser,
@@ -25,7 +27,7 @@ from diffusion.closed_form import (
 from diffusion.progress import Progress
 from diffusion.training.record import read_record
 from samplers.model import Model, load_model
-from samplers.statistics_run import open_run
+from samplers.statistics_run import read_training_images
 from samplers.surrogate import Surrogate, fit_surrogate, surrogate_of_mixture
 from samplers.tuned_files import (
     PartialTuning,
@@ -36,7 +38,6 @@ from samplers.tuned_files import (
     read_finished,
     result_of,
     tuned_path,
-    write_json,
 )
 from samplers.tuning import (
     Reference,
@@ -129,7 +130,7 @@ def tune(
         print_table(done)
         return load_tuned(workdir, calls, model=model)
     partial = open_partial_tuning(out, settings)
-    stand_in = _surrogate(workdir, model, surrogate, seed, sizes, step)
+    stand_in = _surrogate(workdir, model, surrogate, seed, sizes)
     trials = _search(partial, stand_in, candidates, model, calls, seed, sizes)
     rows = trials.best + trials.plain
     if num_verified:
@@ -200,7 +201,6 @@ def _surrogate(
     path: str | Path | None,
     seed: int,
     sizes: Sizes,
-    step: int | None,
 ) -> Surrogate:
     """Fit the surrogate to the run's training images, or read it from a file."""
     gaussian = model.gaussian
@@ -221,7 +221,7 @@ def _surrogate(
             )
         about = {"kind": "mixture of a file", "file": str(path)}
         return surrogate_of_mixture(found.denoiser, gaussian, about)
-    images = open_run(workdir, step=step).images
+    images = read_training_images(workdir).training.images
     print(f"surrogate: a mixture of {len(images)} training images", flush=True)
     return fit_surrogate(
         images,

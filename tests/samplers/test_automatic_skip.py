@@ -192,7 +192,7 @@ def test_a_run_fits_its_mixture_once_and_predicts_without_images(
     def gone(*_):
         raise InputError("no images")
 
-    monkeypatch.setattr(automatic_skip, "open_run", gone)
+    monkeypatch.setattr(automatic_skip, "read_training_images", gone)
     with pytest.warns(InputWarning, match="from the Gaussian alone"):
         resolve_skip(AUTO, model, workdir)
 
