@@ -80,6 +80,7 @@ def test_a_transform_of_ones_own_is_learned_and_takes_under_twenty_lines():
     assert plain < -0.2 and negative > 0.2
 
 
+@pytest.mark.slow
 def test_a_mixture_explains_more_than_a_gaussian():
     lines = run("examples/closed_form_scores.py").splitlines()
     rows = {line.split()[0]: list(map(float, line.split()[1:])) for line in lines[2:]}

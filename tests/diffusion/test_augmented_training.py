@@ -69,13 +69,8 @@ AUGMENTED = [
 ]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "cifar10_scoreaug" else pytest.mark.slow)
-        for name in AUGMENTED
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AUGMENTED)
 def test_augmented_presets_train(name, images_path, tmp_path):
     config = tiny(load_preset(name), images_path)
     train(config, tmp_path / "run")

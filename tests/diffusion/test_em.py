@@ -134,7 +134,9 @@ def test_few_images_of_many_values_stay_finite():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.mixture))
 
 
-@pytest.mark.parametrize("batch_size", [None, 200])
+@pytest.mark.parametrize(
+    "batch_size", [None, pytest.param(200, marks=pytest.mark.slow)]
+)
 def test_resumed_em_is_bitwise_equal(start, tmp_path, batch_size):
     common = {
         "key": jax.random.key(4),

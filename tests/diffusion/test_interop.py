@@ -292,6 +292,7 @@ def test_other_layouts_are_refused_in_one_line(changes, says, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_an_imported_noise_predictor_is_a_denoiser(tmp_path):
     folder = write_diffusers(tmp_path / "unet")
     model = import_checkpoint(folder, tmp_path / "run")

@@ -94,6 +94,7 @@ def test_killed_within_a_checkpoint_write_it_goes_on(config, whole, tmp_path):
     assert not unfinished(workdir)
 
 
+@pytest.mark.slow
 def test_stopped_by_a_signal_it_saves_and_says_how_to_go_on(config, whole, tmp_path):
     workdir = tmp_path / "run"
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -218,6 +219,7 @@ def test_a_workdir_in_use_is_refused_until_its_process_ends(tiny_config, tmp_pat
         assert (tmp_path / ".lock").is_file()
 
 
+@pytest.mark.slow
 def test_changes_of_logging_and_saving_change_no_parameter(tiny_config, tmp_path):
     for name, log, save in (("a", 5, 10), ("b", 20, 20), ("c", 4, 4)):
         train(
@@ -320,6 +322,7 @@ def test_among_several_processes_an_interrupt_is_passed_on(monkeypatch):
         signal.signal(signal.SIGINT, usual)
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoints_and_regular_ones_are_kept(tiny_config, tmp_path):
     config = with_training(
         tiny_config,

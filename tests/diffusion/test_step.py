@@ -314,6 +314,7 @@ def test_products_of_profiles_are_their_integrals():
     np.testing.assert_allclose(combination(mine, mine[1]), [0, 1, 0], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_an_average_of_another_width_is_reconstructed(tiny_config, tmp_path):
     """Against one that was tracked during the run."""
     wanted = 0.08

@@ -146,15 +146,17 @@ def test_memory_does_not_grow_with_the_number_of_samples(tmp_path, monkeypatch):
     for module in (sample_files, stored_zip):
         monkeypatch.setattr(module, "_CHUNK", 2**14)  # pieces in which files are copied
 
-    def peak(count):
+    def peak(count, trial=0):
         tracemalloc.start()
-        write(tmp_path / str(count), count, 16, shape=(16, 16, 3))
+        write(tmp_path / f"{count}-{trial}", count, 16, shape=(16, 16, 3))
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
 
     peak(16)  # caches of Pillow and of zipfile
-    assert peak(1024) < 1.2 * peak(128)
+    # Threads that other tests left behind count too: the least of three.
+    many, few = (min(peak(count, t) for t in range(3)) for count in (1024, 128))
+    assert many < 1.2 * few
 
 
 def test_points_are_no_images(tmp_path):
