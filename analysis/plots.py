@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -21,9 +22,12 @@ __all__ = [
     "plot_losses",
     "plot_sample_grid",
     "save_figure",
+    "save_figure_pair",
 ]
 
 _COLOURS = ("#0b6e99", "#c8553d", "#5a7d2a", "#7a4f9a", "#8a6d00", "#444444")
+
+_STYLES = ("o-", "s--", "^:", "d-.")
 
 
 def save_figure(figure: Figure, path: str | Path) -> bytes:
@@ -32,6 +36,29 @@ def save_figure(figure: Figure, path: str | Path) -> bytes:
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
     return buffer.getvalue()
+
+
+def save_figure_pair(figure: Figure, stem: str | Path) -> bytes:
+    """Write a figure as PNG and SVG, atomically, and return the PNG's bytes.
+
+    The same figure gives the same bytes.
+
+    Args:
+        figure: The figure.
+        stem: Path without ``.png`` and ``.svg``.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    png, svg = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    figure.set_layout_engine("none")  # what was laid out for the one serves the other
+    with rc_context({"svg.hashsalt": "scorelab", "svg.fonttype": "none"}):
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    for suffix, buffer in ((".png", png), (".svg", svg)):
+        data = buffer.getvalue()
+        write_atomically(f"{stem}{suffix}", lambda file, data=data: file.write(data))
+    return png.getvalue()
 
 
 def plot_sample_grid(images: NDArray[Any], *, columns: int = 12) -> Figure:
@@ -81,7 +108,7 @@ def plot_explained_variance(
         for index, name in enumerate(comparison.names):
             mean, error = summary.mean[index], 2 * summary.standard_error[index]
             colour = _COLOURS[index % len(_COLOURS)]
-            style = "o-" if index < len(_COLOURS) else "s--"
+            style = _STYLES[index // len(_COLOURS) % len(_STYLES)]
             axes.plot(comparison.sigmas, mean, style, ms=3, color=colour, label=name)
             axes.fill_between(
                 comparison.sigmas, mean - error, mean + error, color=colour, alpha=0.2
@@ -91,7 +118,11 @@ def plot_explained_variance(
         axes.set_ylabel("explained variance (1 is perfect)")
         axes.axhline(0, color="0.6", lw=0.8)
         axes.grid(alpha=0.3)
-        axes.legend(loc="center left" if position == 2 else "lower right")
+        if len(comparison.names) <= len(_COLOURS):
+            axes.legend(loc="center left" if position == 2 else "lower right")
+    if len(comparison.names) > len(_COLOURS):
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", fontsize=8)
     return figure
 
 

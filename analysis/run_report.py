@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.comparison_report import compare_run
+from analysis.comparison.run import compare_run
 from analysis.plots import (
     plot_explained_variance,
     plot_loss_per_bin,

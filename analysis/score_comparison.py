@@ -4,10 +4,17 @@
 
 averaged over probes x = x0 + sigma n.  For scores the reference is the network's score;
 for denoised images both sides are first centred on the data's mean, so that a model
-which knows the mean alone explains nothing.  Source: Wang & Vastola, arXiv 2412.09726.
+which knows the mean alone explains nothing.  With the candidate in the denominator the
+normaliser is reversed; with the ratio of the two averages the fraction is pooled, so
+that probes of small score do not count for as much.  As s = (D - x) / sigma^2, all of
+it follows from |D - D_c|^2, |D - x|^2 and |D - mean|^2.  Source: Wang & Vastola,
+arXiv 2412.09726.
+
+The reference is called once for each block of probes, whatever the number of
+candidates; these take turns, and no more than one block's answers are held.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,15 +24,17 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
-from configs.errors import InputError
-from diffusion.data import to_data_units
-from diffusion.denoiser import Denoiser, score
+from analysis.level_sums import LevelSums, measure_level
+from configs.errors import InputError, require
+from diffusion.denoiser import Denoiser
 
 __all__ = [
     "Comparison",
+    "DirectionErrors",
     "Summary",
     "compare_denoisers",
     "explained_variance",
+    "summarise",
     "unexplained_fractions",
 ]
 
@@ -42,6 +51,22 @@ class Summary(NamedTuple):
     standard_error: NDArray[np.float64]
 
 
+_NOTHING = Summary(np.zeros((0, 0)), np.zeros((0, 0)))
+
+
+class DirectionErrors(NamedTuple):
+    """Where, among directions u_k of the space of samples, candidates are off.
+
+    Attributes:
+        error: (M, L, k) average of (u_k . (D - D_c))^2, squared data units, with its
+            standard error.
+        power: (L, k) average of (u_k . (D - mean))^2 of the reference.
+    """
+
+    error: Summary
+    power: NDArray[np.float64]
+
+
 class Comparison(NamedTuple):
     """Candidates against a reference denoiser.
 
@@ -53,6 +78,17 @@ class Comparison(NamedTuple):
         denoised: Explained variance of its denoised, centred sample.
         squared_error: |reference - candidate|^2 / D of the denoised sample, squared
             data units.
+        score_reversed: As `score`, over the candidate's score.
+        denoised_reversed: As `denoised`, over the candidate's centred sample; -inf
+            for a candidate that knows the mean alone.
+        score_pooled: 1 - mean |s - s_c|^2 / mean |s|^2.
+        denoised_pooled: The same of denoised, centred samples.
+        score_unexplained: (M, L, N) unexplained fraction of the score of each probe, of
+            which `score` is one minus the average; two references under one key see
+            the same probes and can be compared probe by probe.
+        pixel_error: (M, L, *event) average |reference - candidate| of the denoised
+            sample, data units.
+        directions: Errors by direction; over no direction if none was asked for.
     """
 
     names: tuple[str, ...]
@@ -61,6 +97,13 @@ class Comparison(NamedTuple):
     score: Summary
     denoised: Summary
     squared_error: Summary
+    score_reversed: Summary = _NOTHING
+    denoised_reversed: Summary = _NOTHING
+    score_pooled: Summary = _NOTHING
+    denoised_pooled: Summary = _NOTHING
+    score_unexplained: NDArray[np.float64] = np.zeros((0, 0, 0))
+    pixel_error: NDArray[np.float64] = np.zeros((0, 0))
+    directions: DirectionErrors = DirectionErrors(_NOTHING, np.zeros((0, 0)))
 
 
 def unexplained_fractions(reference: ArrayLike, candidate: ArrayLike) -> Array:
@@ -82,7 +125,9 @@ def unexplained_fractions(reference: ArrayLike, candidate: ArrayLike) -> Array:
             f"reference has shape {reference.shape} and candidate {candidate.shape}; "
             "give both as (n, *event) with n >= 1"
         )
-    error, power = _sum_of_squares(reference - candidate), _sum_of_squares(reference)
+    axes = tuple(range(1, reference.ndim))
+    error = jnp.sum(jnp.square(reference - candidate), axis=axes)
+    power = jnp.sum(jnp.square(reference), axis=axes)
     return jnp.where(error == 0, 0.0, error / power)
 
 
@@ -109,22 +154,29 @@ def compare_denoisers(
     reference: Denoiser,
     candidates: Mapping[str, Denoiser],
     images: ArrayLike,
-    sigmas: ArrayLike,
+    sigmas: ArrayLike | Sequence[float],
     key: Array,
     *,
     mean: ArrayLike,
     batch_size: int = 256,
+    directions: ArrayLike | None = None,
+    after_call: Callable[[str], object] | None = None,
 ) -> Comparison:
     """Compare candidates with a reference on noised images.
 
     Args:
-        reference: The denoiser to explain, usually a network.
+        reference: The denoiser to explain, usually a network; called once for each
+            block of images and level.
         candidates: Denoisers by name.
-        images: Clean samples to put noise on, (N, *event), uint8 or data units.
+        images: Clean samples to put noise on, (N, *event), uint8 or data units; zeros
+            make probes of pure noise, x = sigma n.
         sigmas: (L,) noise levels, data units.
         key: A `jax.random.key`; image i, level l: ``fold_in(fold_in(key, l), i)``.
         mean: Mean of the data, (*event), which centres denoised samples.
         batch_size: Images handled at once.
+        directions: Orthonormal columns to tell errors by, (D, k); None for none.
+        after_call: Told after every call which candidate was called, "" for the
+            reference.
 
     Returns:
         Averages over the N probes with their standard errors.
@@ -132,8 +184,7 @@ def compare_denoisers(
     Raises:
         InputError: If there is no candidate, no level or no image.
     """
-    sigmas = np.asarray(sigmas, np.float64)
-    images = to_data_units(images)
+    sigmas, images = np.asarray(sigmas, np.float64), np.asarray(images)
     if not (np.isfinite(sigmas) & (sigmas > 0)).all():
         raise InputError(f"sigmas are {sigmas}; each must be finite and > 0")
     if not candidates or sigmas.ndim != 1 or not sigmas.size or not len(images):
@@ -141,66 +192,107 @@ def compare_denoisers(
             f"{len(candidates)} candidates, sigmas of shape {sigmas.shape} and "
             f"{len(images)} images were given; at least one of each is needed"
         )
-    models, mean = tuple(candidates.values()), jnp.asarray(mean)
-    blocks = range(0, len(images), batch_size)
-    levels = []
-    for index, sigma in enumerate(sigmas):
-        level_key = jax.random.fold_in(key, index)
-        parts = [
-            _probe(
-                reference, models, images[i : i + batch_size], i, sigma, level_key, mean
-            )
-            for i in blocks
-        ]
-        levels.append(
-            np.concatenate([np.asarray(p, np.float64) for p in parts], axis=2)
+    require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+    levels = [
+        measure_level(
+            reference,
+            candidates,
+            images,
+            float(sigma),
+            jax.random.fold_in(key, index),
+            mean=mean,
+            batch_size=batch_size,
+            directions=directions,
+            after_call=after_call,
         )
-    # (3 quantities, M candidates, L levels, N probes)
-    values = np.stack(levels, axis=2)
-    values[:2] = 1 - values[:2]
-    count = values.shape[-1]
-    spread = (
-        values.std(axis=-1, ddof=1) if count > 1 else np.full(values.shape[:3], np.nan)
-    )
-    summaries = zip(values.mean(axis=-1), spread / np.sqrt(count), strict=True)
+        for index, sigma in enumerate(sigmas)
+    ]
+    return summarise(tuple(candidates), sigmas, levels)
+
+
+def summarise(
+    names: Sequence[str],
+    sigmas: ArrayLike | Sequence[float],
+    levels: Sequence[LevelSums],
+) -> Comparison:
+    """Average what was measured at each level.
+
+    Args:
+        names: The M candidates, in the order of the sums.
+        sigmas: (L,) noise levels, data units.
+        levels: One for each, on the same number of probes.
+
+    Returns:
+        Averages over probes with their standard errors.
+    """
+    size = levels[0].pixel_error[0].size
+    explained = [
+        _summary(1 - _ratio(level.error, power(level)) for level in levels)
+        for power in (
+            lambda s: s.score_power,
+            lambda s: s.power,
+            lambda s: s.candidate_score_power,
+            lambda s: s.candidate_power,
+        )
+    ]
     return Comparison(
-        tuple(candidates), sigmas, count, *(Summary(a, b) for a, b in summaries)
+        names=tuple(names),
+        sigmas=np.asarray(sigmas, np.float64),
+        num_probes=levels[0].error.shape[1],
+        score=explained[0],
+        denoised=explained[1],
+        squared_error=_summary(level.error / size for level in levels),
+        score_reversed=explained[2],
+        denoised_reversed=explained[3],
+        score_pooled=_pooled((s.error, s.score_power) for s in levels),
+        denoised_pooled=_pooled((s.error, s.power) for s in levels),
+        score_unexplained=np.stack(
+            [_ratio(s.error, s.score_power) for s in levels], axis=1
+        ),
+        pixel_error=np.stack([s.pixel_error for s in levels], axis=1),
+        directions=_directions(levels),
     )
 
 
-@jax.jit
-def _probe(
-    reference: Denoiser,
-    candidates: tuple[Denoiser, ...],
-    images: Array,
-    first_index: Array,
-    sigma: Array,
-    key: Array,
-    mean: Array,
-) -> Array:
-    """Return unexplained score, unexplained denoised and squared error, (3, M, B)."""
-    indices = first_index + jnp.arange(images.shape[0])
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
-    noise = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:], images.dtype))(
-        keys
-    )
-    x = (images + sigma * noise).astype(images.dtype)
-    target, target_score = reference(x, sigma) - mean, score(reference, x, sigma)
-
-    def against(candidate: Denoiser) -> Array:
-        denoised = candidate(x, sigma) - mean
-        scores = score(candidate, x, sigma)
-        size = target[0].size
-        return jnp.stack(
-            [
-                unexplained_fractions(target_score, scores),
-                unexplained_fractions(target, denoised),
-                _sum_of_squares(target - denoised) / size,
-            ]
-        )
-
-    return jnp.stack([against(candidate) for candidate in candidates], axis=1)
+def _ratio(
+    error: NDArray[np.float64], power: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return error / power, 0 where there is no error."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(error == 0, 0.0, error / power)
 
 
-def _sum_of_squares(x: Array) -> Array:
-    return jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim)))
+def _summary(values: Iterable[NDArray[np.float64]]) -> Summary:
+    """Average (M, N) arrays, one per level, over probes."""
+    stacked = np.stack(list(values), axis=1)
+    with np.errstate(invalid="ignore"):
+        return Summary(stacked.mean(axis=-1), _standard_error(stacked))
+
+
+def _pooled(
+    pairs: Iterable[tuple[NDArray[np.float64], NDArray[np.float64]]],
+) -> Summary:
+    """Return 1 - mean error / mean power; its error to first order in both."""
+    means, errors = [], []
+    for error, power in pairs:
+        ratio = error.mean(axis=-1) / power.mean()
+        means.append(1 - ratio)
+        errors.append(_standard_error(error - ratio[:, None] * power) / power.mean())
+    return Summary(np.stack(means, axis=1), np.stack(errors, axis=1))
+
+
+def _directions(levels: Sequence[LevelSums]) -> DirectionErrors:
+    count = levels[0].error.shape[1]
+    mean = np.stack([s.direction_error for s in levels], axis=1)
+    square = np.stack([s.direction_error_square for s in levels], axis=1)
+    variance = np.maximum(square - mean**2, 0) / max(count - 1, 1)
+    error = np.sqrt(variance) if count > 1 else np.full(mean.shape, np.nan)
+    power = np.stack([s.direction_power for s in levels])
+    return DirectionErrors(Summary(mean, error), power)
+
+
+def _standard_error(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    count = values.shape[-1]
+    if count < 2:
+        return np.full(values.shape[:-1], np.nan)
+    return values.std(axis=-1, ddof=1) / np.sqrt(count)

@@ -104,7 +104,7 @@ class Judge:
         reference = self._reference
         return Distances(
             frechet_in_basis(samples.inside, reference.inside, self.directions),
-            sliced_wasserstein(samples.images, reference.images, **_PYRAMID).distance,
+            sliced_wasserstein(samples.images, reference.images, **_PYRAMID),
         )
 
     def _draw(self, seed: int, count: int) -> Samples:

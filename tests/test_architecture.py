@@ -35,6 +35,8 @@ ENTRY_MODULES = (
     "analysis.augmentation_study",
     "analysis.compare",
     "analysis.demo",
+    "analysis.evaluate",
+    "analysis.import_inception",
 )
 SOLVERS = tuple(
     f"samplers.{name}"
@@ -174,7 +176,7 @@ def test_entry_modules_import_neither_tensorflow_nor_torch():
             "import diffusion.training, samplers.generation, diffusion.data.prepare",
             "import diffusion.training.reconstruction",
             "import diffusion.training.noise_suggestion",
-            "import analysis.run_report, analysis.comparison_report",
+            "import analysis.run_report, analysis.comparison.report",
             "loaded = {m.split('.')[0] for m in sys.modules}",
             "bad = loaded & {'tensorflow', 'torch', 'tensorflow_datasets'}",
             "assert not bad, bad",

@@ -14,7 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from configs.errors import InputError
 
-__all__ = ["frechet_distance", "frechet_in_basis"]
+__all__ = [
+    "factor_covariance",
+    "frechet_distance",
+    "frechet_in_basis",
+    "frechet_of_factors",
+]
 
 _ASYMMETRY = 1e-5  # of the largest entry: more than float32 accumulation leaves
 _NEGATIVE = 1e-5  # of the largest eigenvalue, likewise
@@ -53,12 +58,34 @@ def frechet_distance(
     for name, mean in (("a", first), ("b", second)):
         if not np.isfinite(mean).all():
             raise InputError(f"mean_{name} holds a number that is not finite")
-    factor_a = _factor(covariance_a, first.size, "covariance_a")
-    factor_b = _factor(covariance_b, first.size, "covariance_b")
+    return frechet_of_factors(
+        first - second,
+        factor_covariance(covariance_a, first.size, "covariance_a"),
+        factor_covariance(covariance_b, first.size, "covariance_b"),
+    )
+
+
+def frechet_of_factors(
+    shift: NDArray[np.float64],
+    factor_a: NDArray[np.float64],
+    factor_b: NDArray[np.float64],
+) -> float:
+    """Return |shift|^2 + |F|^2 + |G|^2 - 2 |F^T G|_*, with the nuclear norm |.|_*.
+
+    Centred rows over sqrt(n - 1), transposed, are such a factor: with n below D the
+    product is small, and no eigendecomposition of a covariance is needed.
+
+    Args:
+        shift: (D,) difference of the means.
+        factor_a: F, (D, r) with F F^T the one covariance.
+        factor_b: G, (D, s), likewise.
+
+    Returns:
+        The squared Frechet distance, at least 0.
+    """
     traces = np.sum(factor_a**2) + np.sum(factor_b**2)
     shared = np.linalg.svd(factor_a.T @ factor_b, compute_uv=False).sum()
-    distance = np.sum((first - second) ** 2) + traces - 2 * shared
-    return max(0.0, float(distance))
+    return max(0.0, float(np.sum(shift**2) + traces - 2 * shared))
 
 
 def frechet_in_basis(
@@ -109,8 +136,23 @@ def _moments(
     return [mean, centred.T @ centred / (len(rows) - 1)]
 
 
-def _factor(covariance: ArrayLike, dimension: int, name: str) -> NDArray[np.float64]:
-    """Return F, (D, rank), with F F^T = covariance."""
+def factor_covariance(
+    covariance: ArrayLike, dimension: int, name: str
+) -> NDArray[np.float64]:
+    """Return F, (D, rank), with F F^T = covariance.
+
+    Args:
+        covariance: (D, D).
+        dimension: D, that of the mean.
+        name: What an error calls it.
+
+    Returns:
+        Eigenvectors times deviations, without those of variance 0.
+
+    Raises:
+        InputError: If the shape is another one, a number is not finite, or it is not
+            symmetric or has a negative eigenvalue.
+    """
     matrix = np.asarray(covariance, np.float64)
     if matrix.shape != (dimension, dimension):
         raise InputError(

@@ -1,5 +1,6 @@
 """Distances between sets of samples, against closed forms and scipy."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,13 @@ import scipy.linalg
 import scipy.stats
 
 from analysis.metrics import (
+    Slicing,
     frechet_distance,
     frechet_in_basis,
+    resample_counts,
     sliced_wasserstein,
+    sliced_wasserstein_levels,
+    sliced_wasserstein_resamples,
 )
 from analysis.metrics.pyramid import count_levels, laplacian_pyramid
 from configs.errors import InputError
@@ -96,7 +101,7 @@ def test_frechet_in_basis_compares_unbiased_deviations():
 def test_sliced_wasserstein_of_numbers_equals_the_distance_of_quantiles(order):
     rng = np.random.default_rng(4)
     a, b = rng.normal(size=60), 1.5 * rng.normal(size=84) + 0.3
-    found = sliced_wasserstein(a[:, None], b[:, None], order=order).distance
+    found = sliced_wasserstein(a[:, None], b[:, None], order=order)
     if order == 1:
         expected = scipy.stats.wasserstein_distance(a, b)
     else:
@@ -109,7 +114,7 @@ def test_sliced_wasserstein_of_numbers_equals_the_distance_of_quantiles(order):
 def test_sliced_wasserstein_of_a_shift_is_its_length_over_root_dimension():
     rng = np.random.default_rng(5)
     x, delta = rng.normal(size=(500, 8)), rng.normal(size=8)
-    found = sliced_wasserstein(x + delta, x, num_directions=20_000).distance
+    found = sliced_wasserstein(x + delta, x, num_directions=20_000)
     # E (theta . delta)^2 = |delta|^2 / d; its relative error is 1 % at 20,000.
     assert found == pytest.approx(np.linalg.norm(delta) / 8**0.5, rel=0.02)
 
@@ -117,7 +122,7 @@ def test_sliced_wasserstein_of_a_shift_is_its_length_over_root_dimension():
 def test_sliced_wasserstein_of_wider_gaussians_is_the_difference_of_deviations():
     rng = np.random.default_rng(6)
     a, b = rng.normal(size=(20_000, 3)), 2 * rng.normal(size=(15_000, 3))
-    found = sliced_wasserstein(b, a, num_directions=64).distance
+    found = sliced_wasserstein(b, a, num_directions=64)
     assert found == pytest.approx(1.0, rel=0.03)
 
 
@@ -128,24 +133,25 @@ def images_of(rng, count, size=32):
 
 
 FEW: dict[str, Any] = {"patches_per_image": 8, "num_directions": 32}
+SLICING = Slicing(**FEW)
 
 
 def test_sliced_wasserstein_of_a_set_with_itself_is_zero():
     rng = np.random.default_rng(7)
     images, vectors = images_of(rng, 70), rng.normal(size=(9, 4))
-    assert sliced_wasserstein(images, images, **FEW).distance == 0
-    assert sliced_wasserstein(vectors, vectors).distance == 0
+    assert sliced_wasserstein(images, images, **FEW) == 0
+    assert sliced_wasserstein(vectors, vectors) == 0
     pixels = rng.integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
     as_floats = (pixels / 127.5 - 1).astype(np.float32)
-    assert sliced_wasserstein(pixels, as_floats, **FEW).distance < 1e-6
+    assert sliced_wasserstein(pixels, as_floats, **FEW) < 1e-6
 
 
 def test_pyramid_localises_a_change_of_texture_at_the_finest_level():
     rng = np.random.default_rng(8)
     images, others = images_of(rng, 200), images_of(rng, 200)
     board = 0.5 * (-1) ** np.add.outer(np.arange(32), np.arange(32))[..., None]
-    fine = sliced_wasserstein(others + board, images, **FEW).levels
-    floor = sliced_wasserstein(others, images, **FEW).levels
+    fine = sliced_wasserstein_levels(others + board, images, slicing=SLICING)
+    floor = sliced_wasserstein_levels(others, images, slicing=SLICING)
     assert len(fine) == 2
     assert fine[0] > 5 * floor[0]
     assert fine[1] < 1.2 * floor[1]
@@ -154,23 +160,67 @@ def test_pyramid_localises_a_change_of_texture_at_the_finest_level():
 def test_normalisation_by_the_reference_sees_brightness_the_published_does_not():
     images = images_of(np.random.default_rng(9), 40)
     brighter = images + 0.5
-    assert sliced_wasserstein(brighter, images, **FEW).levels[1] > 0.3
-    published = sliced_wasserstein(brighter, images, normalisation="each", **FEW)
-    assert published.levels.max() < 1e-4
+    assert sliced_wasserstein_levels(brighter, images, slicing=SLICING)[1] > 0.3
+    published = replace(SLICING, normalisation="each")
+    levels = sliced_wasserstein_levels(brighter, images, slicing=published)
+    assert levels.max() < 1e-4
 
 
 def test_sliced_wasserstein_is_a_function_of_the_seed():
     a, b = np.random.default_rng(10).normal(size=(2, 30, 16, 16, 1))
-    distances = [sliced_wasserstein(a, b, seed=s, **FEW).distance for s in (0, 0, 1)]
+    distances = [sliced_wasserstein(a, b, seed=s, **FEW) for s in (0, 0, 1)]
     assert distances[0] == distances[1] != distances[2]
 
 
 def test_sliced_wasserstein_in_chunks_equals_that_in_one_piece(monkeypatch):
     rng = np.random.default_rng(11)
     a, b = images_of(rng, 70), images_of(rng, 90)
-    whole = sliced_wasserstein(a, b, **FEW).levels
+    whole = sliced_wasserstein_levels(a, b, slicing=SLICING)
     monkeypatch.setattr("analysis.metrics.wasserstein._PROJECTIONS_AT_ONCE", 5000)
-    np.testing.assert_allclose(sliced_wasserstein(a, b, **FEW).levels, whole, rtol=1e-6)
+    parts = sliced_wasserstein_levels(a, b, slicing=SLICING)
+    np.testing.assert_allclose(parts, whole, rtol=1e-6)
+
+
+def test_resampled_distance_is_that_of_the_repeated_members():
+    rng = np.random.default_rng(14)
+    a, b = images_of(rng, 9, 16), images_of(rng, 12, 16)
+    slicing = Slicing(num_directions=8, patches_per_image=1, patch_size=16)
+    counts = resample_counts(9, num_resamples=3), resample_counts(12, num_resamples=3)
+    found = sliced_wasserstein_resamples(a, b, *counts, slicing=slicing)
+    # The whole image is the one patch, and scaling by the reference is undone.
+    vectors = [x.transpose(0, 3, 1, 2).reshape(len(x), 3, -1) for x in (a, b)]
+    mean = vectors[1].mean(axis=(0, 2), keepdims=True)
+    deviation = vectors[1].std(axis=(0, 2), keepdims=True)
+    rows = [((v - mean) / deviation).reshape(len(v), -1) for v in vectors]
+    expected = [
+        sliced_wasserstein(
+            np.repeat(rows[0], i, axis=0),
+            np.repeat(rows[1], j, axis=0),
+            num_directions=8,
+        )
+        for i, j in zip(*counts, strict=True)
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_sliced_wasserstein_of_one_distribution_is_at_the_floor_and_a_shift_above():
+    rng = np.random.default_rng(15)
+    reference, others = rng.normal(size=(300, 5)), rng.normal(size=(200, 5))
+    slicing = Slicing(num_directions=32)
+    floor = sliced_wasserstein_resamples(
+        reference,
+        reference,
+        resample_counts(300, size=200, seed=1),
+        resample_counts(300, size=300, seed=2),
+        slicing=slicing,
+    )
+    low, high = np.percentile(floor, (0.5, 99.5))
+    distances = [
+        sliced_wasserstein(others + shift, reference, num_directions=32)
+        for shift in (0.0, 0.2, 0.4, 0.8)
+    ]
+    assert low <= distances[0] <= high
+    assert high < distances[1] < distances[2] < distances[3]
 
 
 def test_levels_of_a_pyramid_add_up_to_the_image_and_a_constant_is_all_in_the_last():

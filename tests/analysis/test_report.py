@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.comparison_report import write_comparison
 from analysis.report import Report
 from analysis.run_report import ReportSettings, run_demo
 from analysis.teleportation import compare_starts
@@ -96,16 +95,6 @@ def test_an_unfinished_report_is_written_again(demo, tiny_config, capsys):
     run_demo(tiny_config, demo, SETTINGS)
     assert "report: " in capsys.readouterr().out
     assert (demo / "metrics.json").is_file()
-
-
-def test_compare_writes_table_figure_and_page(tiny_run, tmp_path):
-    write_comparison(tiny_run, (0.5, 5.0))
-    folder = tiny_run / "comparison"
-    lines = (folder / "comparison.csv").read_text().splitlines()
-    assert lines[0].startswith("candidate,sigma,score")
-    assert len(lines) == 1 + 3 * 2
-    assert (folder / "comparison.html").is_file()
-    assert (folder / "explained_variance.png").is_file()
 
 
 def test_text_is_escaped(tmp_path):

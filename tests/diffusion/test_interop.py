@@ -380,7 +380,10 @@ def test_an_imported_snapshot_generates_and_compares_like_a_trained_run(tmp_path
     sampler = ("--sampler.num-points", "3", "--sampler.teleport", "10")
     done = run("samplers.generate", str(workdir), "--num-samples", "2", *sampler)
     assert done.returncode == 0, done.stderr
-    done = run("analysis.compare", str(workdir), "--sigmas", "1", "10")
+    done = run(
+        *("analysis.compare", str(workdir), "--sigmas", "1", "10"),
+        *("--parts", "scores", "--num-probes", "8"),
+    )
     assert done.returncode == 0, done.stderr
     again = run("diffusion.import_checkpoint", str(snapshot), *arguments)
     assert again.returncode == 2

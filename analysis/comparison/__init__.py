@@ -1,0 +1,1 @@
+"""A run's network against closed forms, on disk: what `analysis.compare` does."""

@@ -1,0 +1,120 @@
+"""Sections of a page, each kept on the disk so that it is made once.
+
+A section is text, tables and figures in order.  Tables are CSV files and figures PNG
+and SVG files beside the page; what a section says, and what it was made from, is a
+JSON file.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from analysis.plots import save_figure_pair
+from analysis.report import Report
+from diffusion.atomic import write_atomically, write_json
+
+__all__ = ["Section", "kept_section", "write_csv"]
+
+
+class Section:
+    """A section that grows from top to bottom.
+
+    Args:
+        title: Its heading.
+        folder: The page's folder; figures go into ``figures``.
+    """
+
+    def __init__(self, title: str, folder: Path) -> None:
+        """See the class."""
+        self.title, self.folder = title, folder
+        self.items: list[dict[str, Any]] = []
+
+    def paragraph(self, text: str) -> None:
+        """Add plain text."""
+        self.items.append({"text": text})
+
+    def figure(self, name: str, figure: Figure, caption: str) -> None:
+        """Write a figure and add it."""
+        save_figure_pair(figure, self.folder / "figures" / name)
+        self.items.append({"figure": name, "caption": caption})
+
+    def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add a table; the keys of the first row are its header."""
+        if rows:
+            cells = [[_short(value) for value in row.values()] for row in rows]
+            self.items.append({"header": list(rows[0]), "rows": cells})
+
+    def file(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write a CSV file beside the page and name it."""
+        write_csv(self.folder / name, rows)
+        self.items.append({"text": f"All numbers: {name}", "file": name})
+
+    def add_to(self, report: Report) -> None:
+        """Add everything to a page.
+
+        Raises:
+            OSError: If a figure cannot be read.
+        """
+        report.heading(self.title)
+        for item in self.items:
+            if "text" in item:
+                report.paragraph(item["text"])
+            elif "figure" in item:
+                path = self.folder / "figures" / f"{item['figure']}.png"
+                report.figure(path.read_bytes(), item["caption"])
+            else:
+                report.table(item["header"], item["rows"])
+
+    def keep(self, path: Path, about: Mapping[str, Any]) -> None:
+        """Write what the section says, and what it was made from, atomically."""
+        values = {"about": about, "title": self.title, "items": self.items}
+        write_json(path, values)
+
+
+def kept_section(path: Path, folder: Path, about: Mapping[str, Any]) -> Section | None:
+    """Return the section of an earlier call, if it was made from the same.
+
+    Args:
+        path: What `Section.keep` wrote.
+        folder: The page's folder.
+        about: What it must have been made from.
+    """
+    try:
+        found = json.loads(path.read_text())
+        section = Section(str(found["title"]), folder)
+        section.items = list(found["items"])
+        same = found["about"] == json.loads(json.dumps(about))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    files = [folder / item["file"] for item in section.items if "file" in item]
+    for item in section.items:
+        if "figure" in item:
+            stem = folder / "figures" / item["figure"]
+            files += [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
+    return section if same and all(file.is_file() for file in files) else None
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, atomically; the keys of the first are the header.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if rows:
+        writer.writerow(rows[0])
+    writer.writerows(row.values() for row in rows)
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.4g}"
+    return str(value)

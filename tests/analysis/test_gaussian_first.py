@@ -1,0 +1,107 @@
+"""The Gaussian over training: where it explains most, and when a network departs."""
+
+import jax
+import numpy as np
+import pytest
+
+from analysis.gaussian_first import (
+    compare_over_training,
+    departures,
+    stack_comparisons,
+)
+from analysis.score_comparison import Comparison, Summary, compare_denoisers
+from analysis.training_plots import plot_gaussian_first
+from configs import InputError
+from diffusion.closed_form import load_gaussian
+from diffusion.data import split_of
+from diffusion.training import load_denoiser
+from diffusion.training.loading import checkpoint_steps
+from diffusion.training.record import read_record
+
+SIGMAS = np.array([0.2, 5.0])
+KEY = jax.random.key(3)
+
+
+@pytest.fixture(scope="module")
+def comparison(tiny_run):
+    gaussian = load_gaussian(tiny_run / "gaussian.npz")
+    images = split_of(read_record(tiny_run).config.data).held_out.images[:16]
+    candidates = {"Gaussian": gaussian, "isotropic": gaussian.isotropic()}
+    found = compare_over_training(
+        tiny_run, candidates, images, SIGMAS, KEY, mean=gaussian.mean, batch_size=16
+    )
+    return found, candidates, images
+
+
+def test_each_checkpoint_is_compared_as_on_its_own(comparison, tiny_run):
+    found, candidates, images = comparison
+    assert list(found.steps) == checkpoint_steps(tiny_run)
+    size = read_record(tiny_run).config.training.batch_size
+    assert list(found.num_images) == [size * step for step in found.steps]
+    last = compare_denoisers(
+        load_denoiser(tiny_run, step=int(found.steps[-1])),
+        candidates,
+        images,
+        SIGMAS,
+        KEY,
+        mean=candidates["Gaussian"].mean,
+        batch_size=16,
+    )
+    np.testing.assert_allclose(found.score.mean[-1], last.score.mean, rtol=1e-6)
+    assert found.skipped == ()
+
+
+def rows(values, difference=0.0):
+    """Comparisons of one candidate whose average unexplained fractions are the values.
+
+    Two of its nine probes lie off by one, alike at all steps, and by the difference,
+    with a sign of its own at each step.
+    """
+    found = {}
+    spread = np.array([1.0, -1.0] + [0.0] * 7)
+    for number, (step, fractions) in enumerate(sorted(values.items())):
+        off = spread + difference * np.roll(spread, 2 * (number % 3) + 2)
+        unexplained = np.array(fractions)[None, :, None] + off
+        summary = Summary(1 - unexplained.mean(-1), np.ones((1, 2)))
+        found[step] = Comparison(
+            *(("Gaussian",), SIGMAS, 9, summary, summary, summary),
+            score_unexplained=unexplained,
+        )
+    return found
+
+
+def test_a_fall_to_a_minimum_and_a_rise_is_a_departure(tmp_path):
+    """Probes differ by far more than checkpoints do, but alike at all checkpoints."""
+    values = {0: (1.0, 1.0), 30: (0.2, 0.5), 10: (0.4, 0.7), 90: (0.3, 0.4)}
+    found = departures(stack_comparisons(tmp_path, rows(values, 0.02)), "Gaussian")
+    assert [one.step for one in found] == [30, 90]
+    assert [one.departs for one in found] == [True, False]  # the second only falls
+    np.testing.assert_allclose([one.least for one in found], [0.2, 0.4])
+    np.testing.assert_allclose([one.last for one in found], [0.3, 0.4])
+
+
+def test_a_rise_within_the_noise_is_no_departure(tmp_path):
+    values = {0: (2.0, 2.0), 10: (0.2, 0.2), 20: (0.3, 0.3)}
+    noisy = stack_comparisons(tmp_path, rows(values, difference=0.5))
+    assert not any(one.departs for one in departures(noisy, "Gaussian"))
+
+
+def test_what_cannot_be_compared_is_one_line(comparison, tmp_path):
+    found, candidates, images = comparison
+    with pytest.raises(InputError, match="there is no candidate mixture"):
+        departures(found, "mixture")
+    with pytest.raises(InputError, match=r"no run|no checkpoint"):
+        compare_over_training(
+            tmp_path, candidates, images, SIGMAS, KEY, mean=np.zeros(64)
+        )
+    other = rows({0: (1.0, 1.0)})
+    other |= {10: other[0]._replace(sigmas=np.array([1.0, 2.0]))}
+    with pytest.raises(InputError, match="all must be the same"):
+        stack_comparisons(tmp_path, other)
+
+
+def test_the_figure_has_a_panel_for_each_candidate(comparison):
+    figure = plot_gaussian_first(comparison[0], sigmas=(0.2,))
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["Gaussian", "isotropic"]
+    assert [len(axes.lines) for axes in figure.axes] == [2, 2]  # a line, its minimum
