@@ -9,13 +9,16 @@ from diffusion.atomic import write_atomically
 
 __all__ = ["Report"]
 
+_WIDE = 10  # columns; more are set small
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem;
        margin: 2rem auto; padding: 0 1rem; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; }
 figcaption { color: #555; font-size: .9rem; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums;
+        display: block; overflow-x: auto; }
+table.wide { font-size: .7rem; } table.wide th, table.wide td { padding: .2rem .3rem; }
 th, td { text-align: left; padding: .3rem .8rem; border-bottom: 1px solid #ddd; }
 pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: .85rem; }
 """
@@ -52,8 +55,9 @@ class Report:
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
             for row in rows
         )
+        kind = ' class="wide"' if len(header) > _WIDE else ""
         self._parts.append(
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         )
 
     def figure(self, png: bytes, caption: str) -> None:

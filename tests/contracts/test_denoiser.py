@@ -5,6 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from analysis.kernels.diffusion_regression import dsm_triples
+from analysis.kernels.kernel_denoiser import (
+    KernelDenoiser,
+    Lifting,
+    fit_kernel_denoiser,
+)
 from configs import InputError
 from configs.network_schema import MLPConfig, SongUNetConfig
 from diffusion import Denoiser, NeuralDenoiser, predicted_noise, score
@@ -26,10 +32,18 @@ def _neural(config) -> NeuralDenoiser:
     return NeuralDenoiser(noisy, network, EDMPreconditioning(0.7))
 
 
+def _kernel() -> KernelDenoiser:
+    rows = jnp.asarray(_images().reshape(20, -1))
+    triples = dsm_triples(jax.random.key(2), rows, 20, (0.05, 5.0))
+    lifting = Lifting((0.05, 5.0))
+    return fit_kernel_denoiser(triples, 10.0, lifting=lifting, event=EVENT, radius=8.0)
+
+
 DENOISERS = {
     "gaussian": lambda: fit_gaussian(_images()),
     "gaussian_low_rank": lambda: fit_gaussian(_images(), rank=5),
     "isotropic": lambda: isotropic_gaussian(_images().mean(0), 0.4),
+    "kernel": _kernel,
     "mean_only": lambda: isotropic_gaussian(_images().mean(0), 0.0),
     "perceptron": lambda: _neural(MLPConfig(width=8, num_layers=1)),
     "song_unet": lambda: _neural(

@@ -1,0 +1,1 @@
+"""Score estimation as kernel regression: kernels, their regression, when to stop."""
