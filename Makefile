@@ -33,10 +33,10 @@ lint: install
 	.venv/bin/basedpyright --level error
 
 test: install
-	$(RUN) -m pytest -n 2 -m "not slow"
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: install
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 demo: install
 	$(RUN) -m analysis.demo

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from benchmarks.results_file import write_result
 
+_WORKERS = ("-n", "2", "--dist", "worksteal")  # as in the Makefile
+
 
 def run(*selection: str) -> dict[str, object]:
     """Run pytest and return its figures; fails when a test fails."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-n", "2", *selection]
+        command = [sys.executable, "-m", "pytest", "-q", *_WORKERS, *selection]
         started = time.perf_counter()
         subprocess.run([*command, f"--junitxml={report}"], check=True)
         seconds = time.perf_counter() - started

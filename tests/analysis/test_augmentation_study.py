@@ -45,6 +45,7 @@ def run(options: str) -> None:
         exit_on_error(main)
 
 
+@pytest.mark.slow
 def test_a_study_writes_its_table_figure_and_page(study):
     table = (study / "study.csv").read_text().splitlines()
     assert len(table) == 3
@@ -64,6 +65,7 @@ def test_a_study_writes_its_table_figure_and_page(study):
     assert runs[0]["equivariance"] == {}
 
 
+@pytest.mark.slow
 def test_arms_of_a_seed_start_alike(study):
     none, score = (
         load_denoiser(study / f"{arm}-seed0", step=0, ema=False).params
@@ -73,6 +75,7 @@ def test_arms_of_a_seed_start_alike(study):
     assert jax.tree.all(jax.tree.map(np.array_equal, none, score))
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_where_it_stopped(study):
     """Nothing is measured again; a run that was stopped is not measured at all."""
     before = {path: path.stat().st_mtime_ns for path in study.glob("*/measures.json")}

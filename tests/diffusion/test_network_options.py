@@ -82,6 +82,7 @@ def saved_bytes(loss, params):
     return sum(sizes) - sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_recomputed_blocks_keep_less_for_the_gradient(name):
     kept = {

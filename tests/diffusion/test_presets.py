@@ -42,13 +42,8 @@ def dry_run(name):
     ).stdout
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "cifar10" else pytest.mark.slow)
-        for name in COUNTS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COUNTS)
 def test_a_dry_run_counts_the_built_network(name, tmp_path):
     text = dry_run(name)
     assert re.search(rf"^parameters: {COUNTS[name]:,}$", text, re.MULTILINE)

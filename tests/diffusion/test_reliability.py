@@ -37,7 +37,7 @@ from tests.diffusion.runs import (
 )
 
 # Found by the same digest as a truncated file, or skipped like an empty folder.
-COVERED = ("flip_a_byte", "delete_metadata", "leave_temporary")
+COVERED = ("flip_a_byte", "delete_metadata", "leave_temporary", "delete_a_file")
 STEPS = 200
 
 

@@ -207,6 +207,7 @@ def test_too_many_such_steps_stop_the_run_at_its_last_checkpoint(
     assert np.isfinite(jax.tree.leaves(load_denoiser(tmp_path).params)[0]).all()
 
 
+@pytest.mark.slow
 def test_a_skipped_step_moves_no_average_either(tiny_config):
     """Bit for bit: the step is counted, and nothing else differs."""
     config = dataclasses.replace(

@@ -188,7 +188,10 @@ def test_a_sample_that_does_not_arrive_is_nan_and_harms_no_other():
         require_arrival(few, 0.1, 3)
 
 
-@pytest.mark.parametrize("sigma", [10.0, 1.0, 0.05])
+@pytest.mark.parametrize(
+    "sigma",
+    [1.0, *(pytest.param(s, marks=pytest.mark.slow) for s in (10.0, 0.05))],
+)
 def test_analytic_prefix_agrees_with_2000_steps_of_the_same_flow(sigma):
     noise = rng(5).normal(size=(20, D))
     expected = fixed_steps(80 * noise, 80.0, sigma, 2000)
