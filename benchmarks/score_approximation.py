@@ -48,7 +48,7 @@ def main() -> None:
     figures = {
         "network": {
             "images": record["config"]["data"]["name"],
-            "training_images": record["num_training"],
+            "training_images": record["data"]["num_training"],
             "trained_on_images": max(int(row["num_images"]) for row in training),
         },
         "probes": max(int(row["num_probes"]) for row in scores),
