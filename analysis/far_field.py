@@ -75,6 +75,7 @@ class FarFieldComparison(NamedTuple):
         largest_ratio: (L,) largest gap / bound of any probe; at most 1.
         unpredicted: (L,) median of |gap - third-cumulant gap| / |gap|; 1 where the
             correction is left out, below 1.5 sqrt(lambda_1).
+        left: (L,) median of |gap - third-cumulant gap|, data units.
     """
 
     sigmas: NDArray[np.float64]
@@ -84,6 +85,7 @@ class FarFieldComparison(NamedTuple):
     bound: NDArray[np.float64]
     largest_ratio: NDArray[np.float64]
     unpredicted: NDArray[np.float64]
+    left: NDArray[np.float64]
 
 
 def cloud_extent(points: ArrayLike, gaussian: GaussianDenoiser) -> CloudExtent:
@@ -217,6 +219,7 @@ def compare_far_field(
                 np.median(bound),
                 np.max(gap / bound),
                 np.median(left / np.maximum(gap, np.finfo(np.float64).tiny)),
+                np.median(left),
             )
         )
     return FarFieldComparison(levels, num_probes, extent, *np.array(columns).T)
@@ -250,6 +253,7 @@ def far_field_rows(comparison: FarFieldComparison) -> list[dict[str, Any]]:
             "bound": float(comparison.bound[level]),
             "largest_gap_over_bound": float(comparison.largest_ratio[level]),
             "not_predicted_by_third_cumulant": float(comparison.unpredicted[level]),
+            "gap_less_third_cumulant": float(comparison.left[level]),
         }
         for level, sigma in enumerate(comparison.sigmas)
     ]

@@ -77,6 +77,8 @@ class Departure(NamedTuple):
         last: That of the last checkpoint.
         departs: Whether the fraction falls to its minimum and rises after it, each by
             more than two standard errors of the difference, probe by probe.
+        departs_at: Training images seen at the first later checkpoint that is above
+            the minimum by as much; None if there is none.
     """
 
     sigma: float
@@ -86,6 +88,7 @@ class Departure(NamedTuple):
     first: float
     last: float
     departs: bool
+    departs_at: int | None
 
 
 def compare_over_training(
@@ -212,12 +215,17 @@ def _departure(
     """Return the nearest checkpoint at one level, from fractions (S, N)."""
     averages = fractions.mean(axis=1)
     lowest = int(np.argmin(averages))
+    # A minimum lies too low by chance: it is chosen on one half of the probes, and
+    # told from the ends on the other.
+    chosen = int(np.argmin(fractions[:, ::2].mean(axis=1)))
+    others = fractions[:, 1::2]
 
     def is_above(index: int) -> bool:
-        gap = fractions[index] - fractions[lowest]
+        gap = others[index] - others[chosen]
         error = gap.std(ddof=1) / np.sqrt(len(gap)) if len(gap) > 1 else np.inf
         return bool(gap.mean() > _CLEAR * error)
 
+    later = [i for i in range(chosen + 1, len(fractions)) if is_above(i)]
     return Departure(
         sigma=float(sigma),
         step=int(comparison.steps[lowest]),
@@ -226,6 +234,7 @@ def _departure(
         first=float(averages[0]),
         last=float(averages[-1]),
         departs=is_above(0) and is_above(-1),
+        departs_at=int(comparison.num_images[later[0]]) if later else None,
     )
 
 

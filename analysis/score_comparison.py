@@ -14,6 +14,7 @@ The reference is called once for each block of probes, whatever the number of
 candidates; these take turns, and no more than one block's answers are held.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from configs.errors import InputError, require
 from diffusion.denoiser import Denoiser
 
 __all__ = [
+    "NO_DIRECTIONS",
     "Comparison",
     "DirectionErrors",
     "Summary",
@@ -67,6 +69,10 @@ class DirectionErrors(NamedTuple):
     power: NDArray[np.float64]
 
 
+NO_DIRECTIONS = DirectionErrors(_NOTHING, np.zeros((0, 0)))
+"""Of a comparison that tells no errors by direction."""
+
+
 class Comparison(NamedTuple):
     """Candidates against a reference denoiser.
 
@@ -103,7 +109,7 @@ class Comparison(NamedTuple):
     denoised_pooled: Summary = _NOTHING
     score_unexplained: NDArray[np.float64] = np.zeros((0, 0, 0))
     pixel_error: NDArray[np.float64] = np.zeros((0, 0))
-    directions: DirectionErrors = DirectionErrors(_NOTHING, np.zeros((0, 0)))
+    directions: DirectionErrors = NO_DIRECTIONS
 
 
 def unexplained_fractions(reference: ArrayLike, candidate: ArrayLike) -> Array:
@@ -193,6 +199,16 @@ def compare_denoisers(
             f"{len(images)} images were given; at least one of each is needed"
         )
     require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+    size = math.prod(images.shape[1:])
+    if np.shape(mean) != images.shape[1:]:
+        raise InputError(
+            f"mean has shape {np.shape(mean)}; one sample has {images.shape[1:]}"
+        )
+    if directions is not None and np.shape(directions)[:1] != (size,):
+        raise InputError(
+            f"directions have shape {np.shape(directions)}; give ({size}, k), a column "
+            "each"
+        )
     levels = [
         measure_level(
             reference,

@@ -217,11 +217,13 @@ def plot_far_field(comparison: FarFieldComparison) -> Figure:
     """
     figure, (axes,) = _panels(1, 7, 4.2)
     ratio = comparison.sigmas / comparison.extent.radius
-    left = comparison.gap * comparison.unpredicted
     axes.plot(ratio, comparison.bound, "--", color="0.4", label="bound")
     axes.plot(ratio, comparison.gap, "o-", ms=3, color=_COLOURS[0], label="gap")
     axes.plot(
-        ratio, left, "s-", ms=3, color=_COLOURS[1], label="gap less third cumulant"
+        *(ratio, comparison.left, "s-"),
+        ms=3,
+        color=_COLOURS[1],
+        label="gap less third cumulant",
     )
     axes.set(xscale="log", yscale="log", ylabel="|D - D_Gaussian| (data units)")
     axes.set_xlabel("noise level / radius of the training set")

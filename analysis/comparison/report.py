@@ -103,6 +103,11 @@ def _write_page(
         "held-out (noised images that the network has not seen) and noise (sigma n "
         "alone). Noise levels are in data units; pixels lie in [-1, 1]."
     )
+    left_out = sorted({*settings.sigmas} - {*run.sigmas.tolist()})
+    if left_out:
+        report.paragraph(
+            f"The network does not know the noise levels {left_out}; they are left out."
+        )
     for section in sections:
         section.add_to(report)
     report.heading("What produced this page")

@@ -29,7 +29,12 @@ from analysis.candidates import (
 from analysis.comparison.settings import ComparisonSettings
 from analysis.gaussian_first import TrainingComparison, stack_comparisons
 from analysis.level_sums import LevelSums, measure_level
-from analysis.score_comparison import Comparison, compare_denoisers, summarise
+from analysis.score_comparison import (
+    NO_DIRECTIONS,
+    Comparison,
+    compare_denoisers,
+    summarise,
+)
 from configs.errors import InputError
 from diffusion.closed_form import GaussianDenoiser, load_gaussian
 from diffusion.data import Split, check_labels, split_of
@@ -38,6 +43,7 @@ from diffusion.progress import Progress
 from diffusion.training import load_denoiser
 from diffusion.training.loading import checkpoint_steps
 from diffusion.training.record import read_record
+from diffusion.versions import versions
 from samplers.measured_files import read_measured, write_measured
 from samplers.model import Model, digest_of, load_model
 from samplers.statistics_run import read_training_images
@@ -68,7 +74,8 @@ class ComparedRun(NamedTuple):
         gaussian: The Gaussian of its training images.
         candidates: Denoisers by name.
         sigmas: (L,) those noise levels of the settings that the network knows, rising.
-        about: Digests of network, images and candidates, plain values for JSON.
+        about: Digests of network, images and candidates, and the versions of packages:
+            what is kept under another is measured again.  Plain values for JSON.
     """
 
     workdir: Path
@@ -134,6 +141,7 @@ def open_compared_run(
         )
     candidates = fit_candidates(split, gaussian, settings, folder / "models")
     about = {
+        "versions": versions(),
         "model": model.digest,
         "data": split.digest,
         "gaussian": digest_of(gaussian),
@@ -206,7 +214,10 @@ def measure_training(
             continue
         then = run._replace(model=model, about={**run.about, "model": model.digest})
         place = folder / f"step_{step}"
-        found[step] = _measure_kind(then, settings, "training", probes, place, progress)
+        kept = _measure_kind(then, settings, "training", probes, place, progress)
+        found[step] = kept._replace(  # what grows with the number of checkpoints
+            pixel_error=np.zeros((0, 0)), directions=NO_DIRECTIONS
+        )
     progress.close()
     return stack_comparisons(run.workdir, found, skipped=tuple(skipped))
 

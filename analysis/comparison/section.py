@@ -6,6 +6,7 @@ JSON file.
 """
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -73,8 +74,23 @@ class Section:
 
     def keep(self, path: Path, about: Mapping[str, Any]) -> None:
         """Write what the section says, and what it was made from, atomically."""
-        values = {"about": about, "title": self.title, "items": self.items}
+        digests = {str(p.relative_to(self.folder)): _digest(p) for p in self._files()}
+        values = {
+            "about": about,
+            "title": self.title,
+            "items": self.items,
+            "files": digests,
+        }
         write_json(path, values)
+
+    def _files(self) -> list[Path]:
+        """Return the tables and figures that the section consists of."""
+        files = [self.folder / item["file"] for item in self.items if "file" in item]
+        for item in self.items:
+            if "figure" in item:
+                stem = self.folder / "figures" / item["figure"]
+                files += [Path(f"{stem}{suffix}") for suffix in (".png", ".svg")]
+        return files
 
 
 def kept_section(path: Path, folder: Path, about: Mapping[str, Any]) -> Section | None:
@@ -90,14 +106,11 @@ def kept_section(path: Path, folder: Path, about: Mapping[str, Any]) -> Section 
         section = Section(str(found["title"]), folder)
         section.items = list(found["items"])
         same = found["about"] == json.loads(json.dumps(about))
+        # Another call may have written its own files under these names since.
+        whole = all(_digest(folder / n) == d for n, d in found["files"].items())
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    files = [folder / item["file"] for item in section.items if "file" in item]
-    for item in section.items:
-        if "figure" in item:
-            stem = folder / "figures" / item["figure"]
-            files += [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
-    return section if same and all(file.is_file() for file in files) else None
+    return section if same and whole else None
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -112,6 +125,10 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerow(rows[0])
     writer.writerows(row.values() for row in rows)
     write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _short(value: Any) -> str:

@@ -236,6 +236,7 @@ def _rotation(run: ComparedRun, settings: ComparisonSettings, folder: Path) -> S
         sigmas=_grid(run),
         block_size=_block(settings),
     )
+    _say_untold(section, run)
     section.figure(
         "rotation",
         plot_rotation(found),
@@ -256,6 +257,7 @@ def _emergence(run: ComparedRun, settings: ComparisonSettings, folder: Path) -> 
         num_samples=settings.num_trajectories,
         block_size=_block(settings),
     )
+    _say_untold(section, run)
     section.figure(
         "emergence",
         plot_emergence(found),
@@ -278,6 +280,7 @@ def _perturbation(
         num_samples=min(settings.num_trajectories, _STEP_SAMPLES),
         block_size=_block(settings),
     )
+    _say_untold(section, run)
     section.figure(
         "perturbation",
         plot_perturbation(found),
@@ -295,6 +298,7 @@ def _slices(run: ComparedRun, settings: ComparisonSettings, folder: Path) -> Sec
         "The plane of three training images (crosses), or the plane itself for points "
         "in two dimensions. Arrows: the part of the score in the plane."
     )
+    _say_untold(section, run)
     models = {"network": run.model.denoiser, **_some(run)}
     anchors = _anchors(run, settings)
     lowest, highest = run.model.sigma_range
@@ -341,7 +345,4 @@ def _key(settings: ComparisonSettings, part: str) -> Array:
 
 def _say_untold(section: Section, run: ComparedRun) -> None:
     if run.model.num_classes:
-        section.paragraph(
-            "This network is told classes; here and in the sections below it is asked "
-            "without one."
-        )
+        section.paragraph("This network is told classes; here it is asked without one.")

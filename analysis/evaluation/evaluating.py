@@ -16,7 +16,7 @@ from analysis.evaluation.choice import (
     choose_metrics,
     least_members,
 )
-from analysis.evaluation.features import load_extractor
+from analysis.evaluation.features import Extractor, load_extractor
 from analysis.evaluation.inputs import (
     FeatureSet,
     ImageSet,
@@ -77,6 +77,8 @@ def evaluate_samples(request: Request, folder: Path) -> Evaluation:
     if request.inception and kinds[0] == "images" and {*names} & {*FEATURE_METRICS}:
         extractor = load_extractor(request.inception)
     samples, reference, held_out = _open(request, kinds, folder)
+    if isinstance(reference, StatisticsSet):
+        _check_statistics(reference, samples, extractor)
     for name in names:
         _check_size(name, samples, reference)
     tasks = Tasks(request, samples, reference, held_out, extractor, folder)
@@ -112,6 +114,11 @@ def _check(request: Request) -> tuple[str, str]:
         raise InputError(
             f"{' '.join(request.samples)} cannot be joined; several samples must all "
             "be images"
+        )
+    if request.protocol == "edm" and request.metrics and "fid" not in request.metrics:
+        raise InputError(
+            f"--protocol edm was given with --metrics {' '.join(request.metrics)}; it "
+            "is about fid: add it, or leave the protocol out"
         )
     if request.protocol == "edm" and (kinds == {"features"} or request.max_images):
         given = "--max-images" if request.max_images else "features"
@@ -150,6 +157,31 @@ def _open(
             if isinstance(other, ImageSet):
                 check_alike(samples, other, label)
     return samples, reference, held_out
+
+
+def _check_statistics(
+    reference: StatisticsSet,
+    samples: ImageSet | FeatureSet,
+    extractor: Extractor | None,
+) -> None:
+    """Refuse statistics of other features before any are computed."""
+    width, weights = len(reference.statistics.mean), reference.weights
+    if isinstance(samples, FeatureSet):
+        found = samples.features.shape[1]
+    elif extractor is not None:
+        found = extractor.widths[0]
+    else:
+        return
+    if width != found:
+        raise InputError(
+            f"{reference.name} has a mean of {width} numbers, the samples have {found} "
+            "features; both must come from one network and layer"
+        )
+    if extractor is not None and weights and weights != extractor.digest:
+        raise InputError(
+            f"{reference.name} was made with the weights {weights[:12]}..., which are "
+            f"not those of --inception, {extractor.digest[:12]}...; give the same"
+        )
 
 
 def _check_protocol(samples: tuple[str, ...]) -> None:

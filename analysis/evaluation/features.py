@@ -146,4 +146,6 @@ def _load(path: Path, mode: str = "r") -> np.memmap:
 
 
 def _damaged(path: Path) -> InputError:
-    return InputError(f"{path} is damaged; delete {path.parent} and begin again")
+    return InputError(
+        f"{path} is damaged; delete it and the files beside it that are named alike"
+    )

@@ -227,7 +227,7 @@ def check_alike(samples: ImageSet, other: ImageSet, label: str) -> None:
             "resize one of them beforehand, and say so beside every number"
         )
     for first, second in ((samples, other), (other, samples)):
-        if first.quantised and first.lowest >= 0 > second.lowest + 0.5:
+        if first.quantised and first.lowest > -0.25 and second.lowest < -0.5:
             raise InputError(
                 f"{first.name} has floats from {first.lowest:.3g} up and {second.name} "
                 "values down to -1; floats must be in [-1, 1]: give 2 x - 1 of [0, 1]"

@@ -31,7 +31,11 @@ from analysis.metrics.inception_score import (
     inception_score,
     inception_score_resamples,
 )
-from analysis.metrics.kernel import kernel_distance_blocks, kernel_distance_resamples
+from analysis.metrics.kernel import (
+    kernel_distance_blocks,
+    kernel_distance_deviations,
+    kernel_distance_resamples,
+)
 from analysis.metrics.manifold import (
     density_coverage_members,
     precision_recall_members,
@@ -119,21 +123,16 @@ def feature_kernel(
     """Return the kernel distance."""
     blocks = kernel_distance_blocks(samples, reference, seed=seed)
     value = float(blocks.mean())
-    if min(len(samples), len(reference)) > _KERNEL_BLOCK:
-        of = "blocks"
-        interval = mean_interval(
-            blocks,
-            num_resamples=limits.num_resamples,
-            confidence=limits.confidence,
-            seed=seed,
-        )
+    of, sets = "samples and reference", (samples, reference)
+    counts = [_counts(len(f), limits, seed + i) for i, f in enumerate(sets)]
+    if len(blocks) == 1:
+        resampled = kernel_distance_resamples(samples, reference, *counts)
     else:
-        # The smaller set is whole in every block, and blocks would not tell its share.
-        of = "samples and reference"
-        a, b = (_some(f, _KERNEL_BLOCK, seed) for f in (samples, reference))
-        pair = (_counts(len(f), limits, seed + i) for i, f in enumerate((a, b)))
-        resampled = kernel_distance_resamples(a, b, *pair)
-        interval = interval_around(value, resampled, confidence=limits.confidence)
+        resampled = kernel_distance_deviations(samples, reference, *counts, seed=seed)
+        # The blocks are drawn at random too.
+        chosen = _counts(len(blocks), limits, seed + 2)
+        resampled += chosen @ (blocks - value) / len(blocks)
+    interval = interval_around(value, resampled, confidence=limits.confidence)
     settings = {
         "num_blocks": len(blocks),
         "block_size": [min(_KERNEL_BLOCK, len(f)) for f in (samples, reference)],

@@ -194,12 +194,18 @@ class Tasks:
             )
         return found.statistics
 
-    def _reference_moments(self) -> FeatureStatistics:
-        """Return the reference's statistics: given, or computed and stored."""
+    def _reference_moments(self) -> FeatureStatistics | Array:
+        """Return the reference's statistics: given, or computed and stored.
+
+        Or its features, where there are fewer of them than numbers in each: their
+        covariance would have that many directions and cost more.
+        """
         if self._moments is None:
             features, _ = self._extract("reference", self._reference)
-            self._moments = feature_statistics(features)
             path = self._request.reference_statistics
+            if path is None and len(features) < features.shape[1]:
+                return features
+            self._moments = feature_statistics(features)
             if path is not None and self._extractor is not None:
                 save_statistics(
                     path,
@@ -225,7 +231,7 @@ class Tasks:
             low=min(values),
             high=max(values),
             interval="range of the three",
-            settings={},
+            settings={**rows[0].settings, "images": [0, EDM_RANGES * EDM_IMAGES - 1]},
         )
         return [*rows, best._replace(metric="fid_minimum"), mean]
 

@@ -47,7 +47,7 @@ def frechet_resamples(
         reference: (m, d), or its statistics, or those factored.
         counts: (B, n), how often each member is taken; every row sums to n.
         method: "exact", "tangent", or "auto": exact where the matrices are at most 256
-            wide.
+            wide and there are more members than that.
 
     Returns:
         (B,).  Those of the tangent are not biased by the resampling, as exact ones are.
@@ -63,7 +63,9 @@ def frechet_resamples(
             f"samples have {rows.shape[1]} features and the reference {len(mean)}; "
             "both must come from one network and layer"
         )
-    small = min(len(rows), factor.shape[1]) <= _EXACT_SIDE
+    # With fewer members than features a resample, which repeats some, has a smaller
+    # rank, and exact distances would vary with that rank by chance.
+    small = factor.shape[1] <= min(_EXACT_SIDE, len(rows) - 1)
     if method == "exact" or (
         method == "auto" and small and rows.size <= _EXACT_NUMBERS
     ):

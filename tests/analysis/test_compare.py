@@ -19,7 +19,7 @@ from analysis.comparison import run as comparison_run
 from analysis.comparison.report import write_comparison
 from analysis.comparison.run import ComparedRun, measure_scores
 from analysis.comparison.scores import comparison_rows, direction_rows
-from analysis.comparison.section import write_csv
+from analysis.comparison.section import Section, kept_section, write_csv
 from analysis.comparison.settings import ComparisonSettings
 from configs import InputError
 from diffusion.closed_form import fit_gaussian, isotropic_gaussian
@@ -126,6 +126,17 @@ def test_an_interrupted_measurement_ends_with_the_same_bytes(tmp_path, monkeypat
     other = run._replace(about={"model": "another"})
     measure_scores(other, SETTINGS, place)
     assert len(levels) == 6 + 4
+
+
+def test_a_section_whose_files_another_call_has_written_is_made_again(tmp_path):
+    about, path = {"seed": 0}, tmp_path / "section.json"
+    section = Section("Numbers", tmp_path)
+    section.file("numbers.csv", [{"a": 1}])
+    section.keep(path, about)
+    assert kept_section(path, tmp_path, about) is not None
+    assert kept_section(path, tmp_path, {"seed": 1}) is None
+    write_csv(tmp_path / "numbers.csv", [{"a": 2}])
+    assert kept_section(path, tmp_path, about) is None
 
 
 def random_split(rng, labels=None):

@@ -385,11 +385,13 @@ def test_mistakes_get_one_line(tmp_path, monkeypatch, capsys):
     floats = images_of(15, 12).astype(np.float32)
     bytes_range = write_npz(tmp_path / "bytes.npz", images=floats)
     unit_range = write_npz(tmp_path / "unit.npz", images=floats / 255)
+    overshoot = write_npz(tmp_path / "over.npz", images=1.1 * floats / 255 - 0.05)
     broken = write_npz(tmp_path / "nan.npz", images=floats * np.nan)
     vectors = write_npz(tmp_path / "vectors.npz", images=np.zeros((9, 2), np.float32))
     features = write_npz(tmp_path / "features.npz", features=np.ones((9, 4)))
     nan = write_npz(tmp_path / "nans.npz", features=np.full((9, 4), np.nan))
     statistics = write_npz(tmp_path / "s.npz", mu=np.zeros(4), sigma=np.eye(4))
+    other_statistics = write_npz(tmp_path / "o.npz", mu=np.zeros(5), sigma=np.eye(5))
     none = str(tmp_path / "none.npz")
     for arguments, words in (
         ((), "SAMPLES comes first, but '--num-resamples' was given"),
@@ -401,6 +403,7 @@ def test_mistakes_get_one_line(tmp_path, monkeypatch, capsys):
         ((good, "--reference", good, "--held-out", large), "the held-out images (16"),
         ((bytes_range, "--reference", good), "floats must be in [-1, 1], pixels 0"),
         ((unit_range, "--reference", good), "give 2 x - 1 of [0, 1]"),
+        ((overshoot, "--reference", good), "give 2 x - 1 of [0, 1]"),
         ((broken, "--reference", good), "values that are NaN or infinite"),
         ((vectors, "--reference", vectors), "all must be images (H, W, C)"),
         ((nan, "--reference", features), "9 of 9 samples hold a number that is not"),
@@ -422,6 +425,14 @@ def test_mistakes_get_one_line(tmp_path, monkeypatch, capsys):
         ),
         ((good, "--reference", good, "--max-images", "0"), "max_images is 0"),
         ((good, "--reference", good, "--protocol", "emd"), "did you mean 'edm'?"),
+        (
+            (good, "--reference", good, "--protocol", "edm", "--metrics", "kid"),
+            "it is about fid",
+        ),
+        (
+            (features, "--reference", other_statistics),
+            "has a mean of 5 numbers, the samples have 4",
+        ),
         (
             (features, "--reference", features, "--protocol", "edm"),
             "--protocol edm was given with features",

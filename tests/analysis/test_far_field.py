@@ -88,6 +88,7 @@ def test_the_third_cumulant_predicts_the_gap_within_5_percent_at_ten_radii():
             found.append(comparison.unpredicted)
             assert (comparison.largest_ratio < 1).all()
             assert (comparison.bound > comparison.gap).all()
+            assert (comparison.left < comparison.gap).all()
     unpredicted = np.median(found, axis=0)
     assert (unpredicted[1:] < 0.05).all(), unpredicted
     assert (np.diff(unpredicted) < 0).all()  # better and better with distance

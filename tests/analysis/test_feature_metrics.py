@@ -25,7 +25,10 @@ from analysis.metrics import (
     save_statistics,
 )
 from analysis.metrics.inception_score import inception_score_resamples
-from analysis.metrics.kernel import kernel_distance_resamples
+from analysis.metrics.kernel import (
+    kernel_distance_deviations,
+    kernel_distance_resamples,
+)
 from configs.errors import InputError
 
 
@@ -97,6 +100,22 @@ def test_resampled_kernel_distance_leaves_pairs_of_one_member_out():
         expected = k(x[a], x[a])[a[:, None] != a].mean()
         expected += k(y[b], y[b])[b[:, None] != b].mean() - 2 * k(x[a], y[b]).mean()
         assert value == pytest.approx(expected, rel=1e-12)
+
+
+def test_resamples_of_large_sets_vary_as_other_sets_do():
+    """Not as the blocks, which are drawn from one set and vary far less."""
+    values, deviations, blocks = [], [], []
+    for seed in range(40):
+        x, y = sets_of(seed, n=300, m=300, d=4)
+        found = kernel_distance_blocks(x, y, block_size=100, num_blocks=30)
+        values.append(found.mean())
+        blocks.append(found.std() / np.sqrt(len(found)))
+        counts = [resample_counts(300, num_resamples=60, seed=s) for s in (1, 2)]
+        by_resamples = kernel_distance_deviations(x, y, *counts, block_size=100)
+        deviations.append(by_resamples.std())
+        assert abs(by_resamples.mean()) < by_resamples.std()
+    assert np.mean(deviations) == pytest.approx(np.std(values), rel=0.3)
+    assert np.mean(blocks) < np.std(values) / 2
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -258,6 +277,23 @@ def test_the_tangent_of_the_frechet_distance_has_its_slope_and_spread(n, d):
     slope = (distance(1e-3) - distance(-1e-3)) / 2e-3
     found = frechet_resamples(x, reference, 1 + shift[None], method="tangent")
     assert found[0] == pytest.approx(slope, rel=1e-3)
+
+
+def test_resamples_of_fewer_members_than_features_vary_up_to_twice_too_much():
+    """Exact distances of resamples, which vary with their rank by chance, by more."""
+    rng = np.random.default_rng(19)
+    scales = 1 / np.sqrt(np.arange(1, 61))
+    reference = feature_statistics(rng.normal(size=(4000, 60)) * scales)
+    values, spreads, exact = [], [], []
+    for seed in range(40):
+        x = np.random.default_rng(seed).normal(size=(40, 60)) * scales
+        values.append(frechet_of_features(x, reference))
+        counts = resample_counts(40, num_resamples=80, seed=seed)
+        spreads.append(frechet_resamples(x, reference, counts).std())
+        by_each = frechet_resamples(x, reference, counts, method="exact")
+        exact.append(by_each.std())
+    assert 1 < np.mean(spreads) / np.std(values) < 2
+    assert np.mean(exact) > 1.5 * np.mean(spreads)
 
 
 def test_frechet_distance_of_two_draws_is_within_the_floor_and_a_shift_above():

@@ -19,6 +19,7 @@ from diffusion.training.loading import checkpoint_steps
 from diffusion.training.record import read_record
 
 SIGMAS = np.array([0.2, 5.0])
+SIZE = 0  # images per step of a folder without a run
 KEY = jax.random.key(3)
 
 
@@ -51,6 +52,24 @@ def test_each_checkpoint_is_compared_as_on_its_own(comparison, tiny_run):
     assert found.skipped == ()
 
 
+def test_a_minimum_by_chance_is_no_departure(tmp_path):
+    """Of many equal checkpoints one always lies lowest."""
+    rng, called = np.random.default_rng(0), 0
+    for _ in range(100):
+        found = rows({step: (0.5, 0.5) for step in range(0, 300, 10)})
+        found[0] = found[0]._replace(
+            score_unexplained=found[0].score_unexplained + 1
+        )  # it falls
+        for step in range(10, 300, 10):
+            noise = 0.1 * rng.normal(size=(1, 2, 9))
+            found[step] = found[step]._replace(
+                score_unexplained=found[step].score_unexplained + noise
+            )
+        pair = departures(stack_comparisons(tmp_path, found), "Gaussian")
+        called += sum(one.departs for one in pair)
+    assert called < 0.15 * 200  # 5 per cent were the halves not so small
+
+
 def rows(values, difference=0.0):
     """Comparisons of one candidate whose average unexplained fractions are the values.
 
@@ -76,6 +95,7 @@ def test_a_fall_to_a_minimum_and_a_rise_is_a_departure(tmp_path):
     found = departures(stack_comparisons(tmp_path, rows(values, 0.02)), "Gaussian")
     assert [one.step for one in found] == [30, 90]
     assert [one.departs for one in found] == [True, False]  # the second only falls
+    assert [one.departs_at for one in found] == [90 * SIZE, None]
     np.testing.assert_allclose([one.least for one in found], [0.2, 0.4])
     np.testing.assert_allclose([one.last for one in found], [0.3, 0.4])
 

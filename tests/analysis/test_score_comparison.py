@@ -263,9 +263,8 @@ def test_bad_calls_get_one_line():
 
     def compare(candidates, sigmas, **more):
         key = jax.random.key(0)
-        return compare_denoisers(
-            gaussian, candidates, images, sigmas, key, mean=MEAN, **more
-        )
+        more = {"mean": MEAN, **more}
+        return compare_denoisers(gaussian, candidates, images, sigmas, key, **more)
 
     for call, says in [
         (lambda: explained_variance(np.ones((2, 3)), np.ones((3, 3))), "shape"),
@@ -274,6 +273,11 @@ def test_bad_calls_get_one_line():
         (lambda: compare({}, [1.0]), "at least one"),
         (lambda: compare({"a": gaussian}, [0.0]), "> 0"),
         (lambda: compare({"a": gaussian}, [1.0], batch_size=0), "batch_size is 0"),
+        (lambda: compare({"a": gaussian}, [1.0], mean=0.0), r"mean has shape \(\)"),
+        (
+            lambda: compare({"a": gaussian}, [1.0], directions=np.eye(2)),
+            "directions have shape",
+        ),
     ]:
         with pytest.raises(InputError, match=says):
             call()
