@@ -33,7 +33,7 @@ lint: install
 	.venv/bin/basedpyright --level error
 
 test: install
-	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
+	$(RUN) -m pytest -n 2 -m "not slow"
 
 test-all: install
 	$(RUN) -m pytest -n 2 --dist worksteal

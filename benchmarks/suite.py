@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.results_file import write_result
 
-_WORKERS = ("-n", "2", "--dist", "worksteal")  # as in the Makefile
+_WORKERS = ("-n", "2")
 
 
 def run(*selection: str) -> dict[str, object]:

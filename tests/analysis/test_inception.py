@@ -55,6 +55,10 @@ from benchmarks.inception_parity import (
 from configs.errors import InputError
 from diffusion.command_line import exit_on_error
 
+# Most of a minute of compilation.
+pytestmark = pytest.mark.slow
+
+
 RNG = np.random.default_rng
 
 

@@ -22,6 +22,10 @@ from diffusion.closed_form import (
 )
 from samplers import karras, log_linear
 
+# Most of a minute of compilation.
+pytestmark = pytest.mark.slow
+
+
 KEY = jax.random.key(5)
 RNG = np.random.default_rng(0)
 MEAN = RNG.normal(size=4)
