@@ -321,6 +321,7 @@ def test_closed_form_mistakes_get_one_line(
     assert says in errors_of(generate.main, words, monkeypatch, capsys)
 
 
+@pytest.mark.slow
 def test_closed_forms_join_the_comparison(
     closed_forms, tiny_run, tmp_path, monkeypatch, capsys
 ):
@@ -329,10 +330,11 @@ def test_closed_forms_join_the_comparison(
     workdir = tmp_path / "run"
     shutil.copytree(tiny_run, workdir)
     mixture = closed_forms / "mixture.npz"
-    words = (workdir, "--sigmas", 1.0, "--candidates", mixture)
+    less = ("--parts", "scores", "--models", "gaussian", "--num-probes", 4)
+    words = (workdir, "--sigmas", 1.0, "--candidates", mixture, *less)
     call(compare.main, monkeypatch, *words)
     table = (workdir / "comparison" / "comparison.csv").read_text()
-    assert "\nmixture,1.0," in table
+    assert "\ntraining,mixture,1.0," in table
     capsys.readouterr()
     words = [str(workdir), "--candidates", str(closed_forms / "other.npz")]
     line = errors_of(compare.main, words, monkeypatch, capsys)
