@@ -22,6 +22,7 @@ from analysis.evaluation.inputs import (
     ImageSet,
     StatisticsSet,
     check_alike,
+    check_signed,
     count_images,
     kind_of,
     open_features,
@@ -165,6 +166,8 @@ def _check_statistics(
     extractor: Extractor | None,
 ) -> None:
     """Refuse statistics of other features before any are computed."""
+    if isinstance(samples, ImageSet):
+        check_signed(samples)
     width, weights = len(reference.statistics.mean), reference.weights
     if isinstance(samples, FeatureSet):
         found = samples.features.shape[1]

@@ -146,6 +146,9 @@ def _load(path: Path, mode: str = "r") -> np.memmap:
 
 
 def _damaged(path: Path) -> InputError:
+    key = path.stem.rpartition("-")[2]
+    names = [f"{name}-{key}.npy" for name in _NAMES] + [f"done-{key}.json"]
     return InputError(
-        f"{path} is damaged; delete it and the files beside it that are named alike"
+        f"{path} is damaged; delete {', '.join(names)} in {path.parent}, and the same "
+        "command computes them again"
     )

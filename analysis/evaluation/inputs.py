@@ -31,6 +31,7 @@ __all__ = [
     "ImageSet",
     "StatisticsSet",
     "check_alike",
+    "check_signed",
     "count_images",
     "kind_of",
     "open_features",
@@ -41,6 +42,7 @@ __all__ = [
 _IN_MEMORY = 2**29  # bytes of a set that are read rather than put into a file
 _BATCH = 1024
 _SHOWN = 20_000  # images whose reading takes long enough for a progress bar
+_UNSIGNED = -0.25  # data units: floats of [0, 1] stay above, with some overshoot
 _BEYOND = 1.5  # data units: what a sampler may overshoot, and no range of its own
 _KINDS = {"features": {"features.npy"}, "statistics": {"mu.npy", "sigma.npy"}}
 
@@ -227,11 +229,27 @@ def check_alike(samples: ImageSet, other: ImageSet, label: str) -> None:
             "resize one of them beforehand, and say so beside every number"
         )
     for first, second in ((samples, other), (other, samples)):
-        if first.quantised and first.lowest > -0.25 and second.lowest < -0.5:
+        if first.quantised and first.lowest > _UNSIGNED and second.lowest < -0.5:
             raise InputError(
                 f"{first.name} has floats from {first.lowest:.3g} up and {second.name} "
                 "values down to -1; floats must be in [-1, 1]: give 2 x - 1 of [0, 1]"
             )
+
+
+def check_signed(samples: ImageSet) -> None:
+    """Refuse floats that are in [0, 1], where no other images tell the range.
+
+    Args:
+        samples: The images evaluated.
+
+    Raises:
+        InputError: If they were floats and none is near -1.
+    """
+    if samples.quantised and samples.lowest > _UNSIGNED:
+        raise InputError(
+            f"{samples.name} has floats from {samples.lowest:.3g} up; floats must be "
+            "in [-1, 1]: give 2 x - 1 of [0, 1], or pixels 0 to 255 as uint8"
+        )
 
 
 def _inside(path: str) -> str:

@@ -76,6 +76,7 @@ class Row(NamedTuple):
         num_reference: Members of the reference, None where there are none or the
             statistics do not say.
         settings: Whatever else it depends on.
+        sets: Names of the sets that it depends on: "samples", "reference", "held_out".
     """
 
     metric: str
@@ -86,6 +87,7 @@ class Row(NamedTuple):
     num_samples: int
     num_reference: int | None
     settings: Mapping[str, Any]
+    sets: tuple[str, ...] = ("samples", "reference")
 
 
 def feature_frechet(
@@ -183,7 +185,8 @@ def recognition_score(logits: NDArray[Any], limits: Limits, seed: int) -> list[R
     interval = interval_around(score.mean, resampled, confidence=limits.confidence)
     settings = {"num_splits": _SPLITS, "deviation_of_splits": score.deviation}
     sizes = len(logits), None
-    return [_row("inception_score", score.mean, interval, "samples", sizes, settings)]
+    row = _row("inception_score", score.mean, interval, "samples", sizes, settings)
+    return [row._replace(sets=("samples",))]
 
 
 def pixel_distance(
@@ -239,17 +242,17 @@ def pixel_memorization(
     found = memorization(
         some, reference, held_out, seed=seed, confidence=limits.confidence
     )
-    rows = [
-        _share_row("memorised", found.memorised, len(reference), settings),
-        _share_row(
-            "memorised_held_out", found.memorised_held_out, len(reference), settings
-        ),
-    ]
     expected = found.copy_rate_expected
     chance = {"expected": expected.value, "floor": [expected.low, expected.high]}
+    memorised = _share_row("memorised", found.memorised, len(reference), settings)
+    control = _share_row(
+        "memorised_held_out", found.memorised_held_out, len(reference), settings
+    )
+    copies = _share_row("copy_rate", found.copy_rate, found.num_references, chance)
     return [
-        *rows,
-        _share_row("copy_rate", found.copy_rate, found.num_references, chance),
+        memorised,
+        control._replace(sets=("held_out", "reference")),
+        copies._replace(sets=("samples", "reference", "held_out")),
     ]
 
 

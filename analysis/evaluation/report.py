@@ -1,6 +1,8 @@
 """An evaluation as a table on the terminal and as ``evaluation.json``."""
 
+import contextlib
 import shutil
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from analysis.evaluation.evaluating import Evaluation, evaluate_samples
 from analysis.evaluation.metrics import Row
 from configs.errors import InputError
 from diffusion.atomic import write_json
+from diffusion.training.locking import lock_workdir
 
 __all__ = ["evaluation_record", "evaluation_table", "write_evaluation"]
 
@@ -33,18 +36,21 @@ def write_evaluation(
         The evaluation.
 
     Raises:
-        InputError: See `evaluate_samples`.
+        InputError: See `evaluate_samples`; or if another process uses the folder.
         OSError: If something cannot be written.
     """
     path = Path(out) if out is not None else _beside(request.samples[0])
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file with --out")
-    folder = Path(cache) if cache is not None else path.with_suffix(".partial")
-    evaluation = evaluate_samples(request, folder)
-    print(evaluation_table(evaluation))
-    write_json(path, evaluation_record(evaluation))
-    if cache is None:
-        shutil.rmtree(folder, ignore_errors=True)
+    # Samples in one folder share evaluation.json, but not what is begun.
+    name = f"{path.stem}-{Path(request.samples[0]).name}.partial"
+    folder = Path(cache) if cache is not None else path.with_name(name)
+    with _locked(folder):
+        evaluation = evaluate_samples(request, folder)
+        print(evaluation_table(evaluation))
+        write_json(path, evaluation_record(evaluation))
+        if cache is None:
+            shutil.rmtree(folder, ignore_errors=True)
     print(f"evaluation: {path}")
     return evaluation
 
@@ -81,26 +87,21 @@ def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
     """Return the evaluation as plain values.
 
     Every number stands beside its interval, the number of members on both sides, the
-    resize, the digests of weights and both sets, and its settings.
+    resize, the digests of weights and of the sets it depends on, and its settings.
     """
     request, sets = evaluation.request, evaluation.sets
-    digests = {
-        f"{name}_sha256": about["sha256"]
-        for name, about in sets.items()
-        if name != "held_out"
-    }
     limits = request.limits
     shared = {
         "confidence": limits.confidence,
         "num_resamples": limits.num_resamples,
         "seed": request.seed,
-        **digests,
     }
     return {
         "sets": {name: dict(about) for name, about in sets.items()},
         "protocol": request.protocol,
         "metrics": [
-            {**_numbers(row), **shared, **row.settings} for row in evaluation.rows
+            {**_numbers(row), **shared, **_digests(row, sets), **row.settings}
+            for row in evaluation.rows
         ],
         "left_out": dict(evaluation.left_out),
         "versions": {name: version(name) for name in ("numpy", "jax")},
@@ -108,7 +109,29 @@ def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _numbers(row: Row) -> dict[str, Any]:
-    return {k: v for k, v in row._asdict().items() if k != "settings"}
+    return {k: v for k, v in row._asdict().items() if k not in ("settings", "sets")}
+
+
+def _digests(row: Row, sets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {f"{name}_sha256": sets[name]["sha256"] for name in row.sets}
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder of features; one with nothing in it does not outlive a refusal."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock_workdir(folder))
+        except InputError:
+            raise InputError(
+                f"{folder} is in use by another evaluation; wait for it, or choose "
+                "another --cache or --out"
+            ) from None
+        try:
+            yield
+        finally:
+            if folder.is_dir() and [p.name for p in folder.iterdir()] == [".lock"]:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -23,7 +23,6 @@ __all__ = [
     "kernel_distance_resamples",
 ]
 
-
 _ROWS = 4096
 
 
@@ -151,40 +150,106 @@ def kernel_distance_deviations(
         2 sum_i (w_i - 1) a_i / n + 2 sum_j (v_j - 1) b_j / m,
         a_i = mean_x k(x_i, x) - mean_y k(x_i, y),   b_j likewise,
 
-    the means over a random block of each set.  What they leave out is of order 1/n, and
-    counts where the distance itself is no larger.
+    the means over random members of each set.  Of a and b only what two disjoint halves
+    of those members agree on is kept.  The second order, which alone is left where the
+    distance is 0, is that of resamples of one block, scaled from its size to n and m.
 
     Args:
         samples: (n, d), n >= 2; memory maps too.
         reference: (m, d), m >= 2.
         sample_counts: (B, n), how often each sample is taken.
         reference_counts: (B, m), likewise.
-        block_size: Members that a mean is taken over.
-        seed: Of the blocks, >= 0.
+        block_size: Members in each half, and in the block, at least 2.
+        seed: Of the members, and of the block's resamples, >= 0.
 
     Returns:
-        (B,) deviations from the distance.
+        (B,) deviations from the distance; their deviation is up to half too large
+        where the distance is 0.
 
     Raises:
         InputError: If shapes or numbers do not fit, or a feature is not finite.
     """
+    require(block_size >= 2, "block_size", block_size, ">= 2")
     first, second = check_features(2, samples=samples, reference=reference)
     rng = np.random.default_rng(seed)
-    x, y = (_block(a, block_size, rng).astype(np.float64) for a in (first, second))
-    a = _mean_kernel(first, x) - _mean_kernel(first, y)
-    b = _mean_kernel(second, y) - _mean_kernel(second, x)
-    return 2 * (
+    x, y = (rng.permutation(len(a))[: 2 * block_size] for a in (first, second))
+    a, b = _projection(first, x, second, y), _projection(second, y, first, x)
+    linear = 2 * (
         (sample_counts - 1) @ a / len(first) + (reference_counts - 1) @ b / len(second)
+    )
+    block = first[x[:block_size]], second[y[:block_size]]
+    sizes = len(first), len(second)
+    return linear + _second_order(block, sizes, len(sample_counts), rng)
+
+
+def _projection(
+    rows: NDArray[Any],
+    own: NDArray[np.int64],
+    others: NDArray[Any],
+    chosen: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Return a_i, centred, (n,), as large as two halves of the members agree on.
+
+    A mean over few members has an error of its own, which varies with i as a_i does.
+    """
+    one, other = (
+        _mean_kernel(rows, rows[own[i::2]], own[i::2])
+        - _mean_kernel(rows, others[chosen[i::2]])
+        for i in range(2)
+    )
+    one, other = one - one.mean(), other - other.mean()
+    mean = (one + other) / 2
+    shared, variance = max(float(one @ other), 0.0), float(mean @ mean)
+    return mean * np.sqrt(shared / variance) if variance > 0 else mean
+
+
+def _mean_kernel(
+    rows: NDArray[Any], block: NDArray[Any], places: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
+    """Return the mean of k(x_i, .) over a block, (n,).
+
+    Where `places` says which rows the block is, none is paired with itself.
+    """
+    members = block.astype(np.float64)
+    parts = [
+        _kernel(rows[i : i + _ROWS].astype(np.float64), members).sum(axis=1)
+        for i in range(0, len(rows), _ROWS)
+    ]
+    sums, counts = np.concatenate(parts), np.full(len(rows), len(members))
+    if places is not None:
+        sums[places] -= (np.square(members).mean(axis=1) + 1) ** 3
+        counts[places] -= 1
+    return sums / np.maximum(counts, 1)
+
+
+def _second_order(
+    block: tuple[NDArray[Any], NDArray[Any]],
+    sizes: tuple[int, int],
+    num_resamples: int,
+    rng: np.random.Generator,
+) -> NDArray[np.float64]:
+    """Return the quadratic part of resamples of a block, at the sizes of its sets."""
+    x, y = (side.astype(np.float64) for side in block)
+    u, v = (
+        rng.multinomial(len(s), np.full(len(s), 1 / len(s)), num_resamples) - 1.0
+        for s in (x, y)
+    )
+    within_x, within_y, between = (
+        _centred(_kernel(*pair)) for pair in ((x, x), (y, y), (x, y))
+    )
+    np.fill_diagonal(within_x, 0.0)
+    np.fill_diagonal(within_y, 0.0)
+    n, m = np.sqrt(len(x) * sizes[0]), np.sqrt(len(y) * sizes[1])
+    return (
+        np.sum(u @ within_x * u, axis=1) / n**2
+        + np.sum(v @ within_y * v, axis=1) / m**2
+        - 2 * np.sum(u @ between * v, axis=1) / (n * m)
     )
 
 
-def _mean_kernel(rows: NDArray[Any], block: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean of k(x_i, .) over a block, (n,)."""
-    parts = [
-        _kernel(rows[i : i + _ROWS].astype(np.float64), block).mean(axis=1)
-        for i in range(0, len(rows), _ROWS)
-    ]
-    return np.concatenate(parts)
+def _centred(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
+    means = kernel.mean(axis=0) + kernel.mean(axis=1, keepdims=True)
+    return kernel - means + kernel.mean()
 
 
 def _block(features: NDArray[Any], size: int, rng: np.random.Generator) -> NDArray[Any]:

@@ -39,6 +39,9 @@ __all__ = [
 ]
 
 _PROJECTIONS_AT_ONCE = 2**25  # numbers of both sets together: 128 MiB of float32
+# Numbers for each merged step of two sets of unequal size: both values, their gap and
+# its power.
+_NUMBERS_OF_STEP = 4
 _ROWS_AT_ONCE = 4096
 _NORMALISATIONS = ("reference", "each")
 
@@ -314,7 +317,10 @@ def _projections(
     num_directions = 1 if samples.width == 1 else slicing.num_directions
     directions = rng.normal(size=(num_directions, samples.width))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    at_once = max(1, _PROJECTIONS_AT_ONCE // (samples.count + reference.count))
+    count = samples.count + reference.count
+    if samples.count != reference.count:
+        count *= 1 + _NUMBERS_OF_STEP
+    at_once = max(1, _PROJECTIONS_AT_ONCE // count)
     for start in range(0, num_directions, at_once):
         some = directions[start : start + at_once]
         yield _project(samples, some), _project(reference, some)

@@ -1,5 +1,6 @@
 """The command that evaluates samples: its numbers, its records and its refusals."""
 
+import functools
 import io
 import json
 import re
@@ -15,6 +16,8 @@ from PIL import Image
 from analysis import evaluate as entry
 from analysis.evaluation import evaluating
 from analysis.evaluation import features as feature_files
+from analysis.evaluation import metrics as numbers
+from analysis.evaluation.choice import Limits
 from analysis.evaluation.features import Extractor
 from analysis.metrics import (
     feature_statistics,
@@ -32,6 +35,7 @@ from analysis.metrics.inception import (
 )
 from diffusion.command_line import exit_on_error
 from diffusion.data import data_digest, open_dataset
+from diffusion.training.locking import lock_workdir
 
 
 def images_of(seed, count, size=8, channels=1):
@@ -140,11 +144,23 @@ def test_an_evaluation_without_weights_records_what_each_number_depends_on(
         # Held-out images stand in the place of samples there.
         assert row["num_samples"] == (60 if name == "memorised_held_out" else 40)
         assert row["num_reference"] == 60
-        assert row["samples_sha256"] == data_digest(open_dataset(samples))
-        assert row["reference_sha256"] == data_digest(open_dataset(reference))
         assert row["resize"] is None and row["weights"] is None
+    # The digests beside a number are those of the sets that it depends on.
+    digests = {
+        f"{name}_sha256": data_digest(open_dataset(path))
+        for name, path in zip(
+            ("samples", "reference", "held_out"),
+            (samples, reference, held),
+            strict=True,
+        )
+    }
+    lacking = {"memorised_held_out": "samples", "copy_rate": ""}
+    for name, row in rows.items():
+        without = f"{lacking.get(name, 'held_out')}_sha256"
+        expected = {key: value for key, value in digests.items() if key != without}
+        assert {k: v for k, v in row.items() if k.endswith("sha256")} == expected
     assert record["sets"]["held_out"]["count"] == 60
-    assert not (tmp_path / "evaluation.partial").exists()
+    assert not [*tmp_path.glob("*.partial")]
 
 
 def test_samples_of_the_datas_own_distribution_are_within_the_floors(
@@ -210,6 +226,7 @@ def test_inception_metrics_are_those_of_its_features(
     found = rows["precision"]["value"], rows["recall"]["value"]
     assert found == precision_recall(x, y)
     assert rows["inception_score"]["num_reference"] is None
+    assert "reference_sha256" not in rows["inception_score"]
     assert rows["fid"]["weights"] == "w" * 64
     assert rows["fid"]["resize"] == "none at all"
     assert record["sets"]["samples"]["quantised"] is True
@@ -289,6 +306,94 @@ def test_an_interrupted_extraction_goes_on_and_a_cache_is_kept(
     run(monkeypatch, capsys, *arguments)
     assert calls == [8, 8, 4, 8, 4]
     assert (tmp_path / "evaluation.json").read_text() == first
+    # A damaged file: the line names what to delete, and that is enough.
+    damaged = next((tmp_path / "cache").glob("features-*.npy"))
+    damaged.write_bytes(b"")
+    error = error_of(monkeypatch, capsys, *arguments)
+    assert f"{damaged} is damaged; delete {damaged.name}, logits-" in error
+    for name in error.partition("delete ")[2].partition(" in ")[0].split(", "):
+        (tmp_path / "cache" / name).unlink()
+    run(monkeypatch, capsys, *arguments)
+    assert (tmp_path / "evaluation.json").read_text() == first
+
+
+def test_two_evaluations_do_not_share_what_they_have_begun(
+    tmp_path, monkeypatch, capsys
+):
+    images = images_of(24, 8)
+    samples = [write_npz(tmp_path / f"{name}.npz", images=images) for name in "ab"]
+    arguments = ("--reference", samples[0], "--metrics", "pca_frechet")
+    with lock_workdir(tmp_path / "evaluation-a.npz.partial"):
+        error = error_of(monkeypatch, capsys, samples[0], *arguments)
+        assert "in use by another evaluation" in error and "--cache or --out" in error
+        run(monkeypatch, capsys, samples[1], *arguments)
+        run(monkeypatch, capsys, samples[0], *arguments, "--out", tmp_path / "o.json")
+    with lock_workdir(tmp_path / "cache"):
+        cached = (*arguments, "--cache", tmp_path / "cache")
+        error = error_of(monkeypatch, capsys, samples[1], *cached)
+        assert "in use by another evaluation" in error
+    run(monkeypatch, capsys, samples[1], *cached)
+
+
+def test_statistics_of_other_weights_or_samples_of_another_range_are_refused_early(
+    tmp_path, monkeypatch, capsys, inception
+):
+    images = images_of(25, 8)
+    samples = write_npz(tmp_path / "samples.npz", images=images)
+    unit = write_npz(tmp_path / "unit.npz", images=images / np.float32(255))
+    x = fake_extractor()[0].extract(images).features
+    for name, width, weights in (
+        *(("same", 12, "w"), ("others", 12, "v"), ("narrow", 11, "w")),
+    ):
+        statistics = feature_statistics(x[:, :width])
+        path = tmp_path / f"{name}.npz"
+        save_statistics(path, statistics, weights_digest=weights * 64)
+    asked = ("--inception", "weights.npz", "--metrics", "fid")
+    for path, name, words in (
+        (samples, "others", "was made with the weights vvvv"),
+        (samples, "narrow", "a mean of 11 numbers, the samples have 12 features"),
+        (unit, "same", "give 2 x - 1 of [0, 1]"),
+    ):
+        given = (path, "--reference", tmp_path / f"{name}.npz", *asked)
+        assert words in error_of(monkeypatch, capsys, *given)
+    assert inception == []
+    run(monkeypatch, capsys, samples, "--reference", tmp_path / "same.npz", *asked)
+
+
+def test_a_reference_of_fewer_images_than_features_needs_no_covariance(
+    tmp_path, monkeypatch, capsys, inception
+):
+    a, b = images_of(26, 20), images_of(27, 9)
+    samples = write_npz(tmp_path / "samples.npz", images=a)
+    reference = write_npz(tmp_path / "data.npz", images=b)
+    monkeypatch.setattr("analysis.evaluation.tasks.feature_statistics", None)
+    run(
+        *(monkeypatch, capsys, samples, "--reference", reference),
+        *("--inception", "weights.npz", "--metrics", "fid"),
+    )
+    row = numbers_of(tmp_path / "evaluation.json")[0]["fid"]
+    x, y = (fake_extractor()[0].extract(s).features for s in (a, b))
+    assert row["value"] == pytest.approx(frechet_of_features(x, y), rel=1e-5)
+    assert row["num_reference"] == 9
+
+
+def test_the_interval_of_a_kernel_distance_of_large_sets_is_that_of_other_sets(
+    monkeypatch,
+):
+    """In blocks of 100; the interval is two deviations of other draws of both sets."""
+    for name in ("kernel_distance_blocks", "kernel_distance_deviations"):
+        whole = getattr(numbers, name)
+        small = functools.partial(whole, block_size=100)
+        monkeypatch.setattr(numbers, name, small)
+    values, widths = [], []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        x, y = 1.3 * rng.normal(size=(200, 4)), rng.normal(size=(220, 4))
+        limits = Limits(num_resamples=100, confidence=0.68)
+        (row,) = numbers.feature_kernel("kid", x, y, limits, seed)
+        values.append(row.value)
+        widths.append(row.high - row.low)
+    assert np.mean(widths) == pytest.approx(2 * np.std(values), rel=0.3)
 
 
 def test_edms_protocol_is_three_fids_their_minimum_and_mean(
@@ -317,6 +422,8 @@ def test_edms_protocol_is_three_fids_their_minimum_and_mean(
     assert rows["fid_1"]["weights_of_reference"] == "not stated"
     assert rows["fid_minimum"]["value"] == min(found)
     assert rows["fid_mean"]["value"] == pytest.approx(np.mean(found))
+    assert rows["fid_mean"]["weights_of_reference"] == "not stated"
+    assert rows["fid_mean"]["images"] == [0, 17]
     error = error_of(monkeypatch, capsys, samples[0], *arguments)
     assert "there are 6 images in" in error and "--num-samples 18" in error
 
@@ -360,7 +467,7 @@ def test_a_subset_is_a_function_of_the_seed_and_large_sets_lie_in_files(
         assert rows["pca_frechet_distance"]["num_samples"] == 20
         values.append(rows["pca_frechet_distance"]["value"])
     assert values[0] == values[1] != values[2]
-    assert not (tmp_path / "numbers.partial").exists()
+    assert not [*tmp_path.glob("*.partial")]
 
 
 def test_the_folder_of_a_generation_is_its_images(tmp_path, monkeypatch, capsys):

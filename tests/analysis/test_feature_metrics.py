@@ -102,19 +102,21 @@ def test_resampled_kernel_distance_leaves_pairs_of_one_member_out():
         assert value == pytest.approx(expected, rel=1e-12)
 
 
-def test_resamples_of_large_sets_vary_as_other_sets_do():
+@pytest.mark.parametrize(("shift", "most"), [(0.2, 1.3), (0.0, 1.7)])
+def test_resamples_of_large_sets_vary_as_other_sets_do(shift, most):
     """Not as the blocks, which are drawn from one set and vary far less."""
     values, deviations, blocks = [], [], []
     for seed in range(40):
-        x, y = sets_of(seed, n=300, m=300, d=4)
-        found = kernel_distance_blocks(x, y, block_size=100, num_blocks=30)
+        x, y = np.random.default_rng(seed).normal(size=(2, 300, 6))
+        x += shift
+        found = kernel_distance_blocks(x, y, block_size=100, num_blocks=70)
         values.append(found.mean())
         blocks.append(found.std() / np.sqrt(len(found)))
         counts = [resample_counts(300, num_resamples=60, seed=s) for s in (1, 2)]
         by_resamples = kernel_distance_deviations(x, y, *counts, block_size=100)
         deviations.append(by_resamples.std())
         assert abs(by_resamples.mean()) < by_resamples.std()
-    assert np.mean(deviations) == pytest.approx(np.std(values), rel=0.3)
+    assert 0.75 < np.mean(deviations) / np.std(values) < most
     assert np.mean(blocks) < np.std(values) / 2
 
 
@@ -290,8 +292,9 @@ def test_resamples_of_fewer_members_than_features_vary_up_to_twice_too_much():
         values.append(frechet_of_features(x, reference))
         counts = resample_counts(40, num_resamples=80, seed=seed)
         spreads.append(frechet_resamples(x, reference, counts).std())
-        by_each = frechet_resamples(x, reference, counts, method="exact")
-        exact.append(by_each.std())
+        if seed < 8:
+            by_each = frechet_resamples(x, reference, counts, method="exact")
+            exact.append(by_each.std())
     assert 1 < np.mean(spreads) / np.std(values) < 2
     assert np.mean(exact) > 1.5 * np.mean(spreads)
 

@@ -1,5 +1,6 @@
 """Distances between sets of samples, against closed forms and scipy."""
 
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -179,6 +180,22 @@ def test_sliced_wasserstein_in_chunks_equals_that_in_one_piece(monkeypatch):
     monkeypatch.setattr("analysis.metrics.wasserstein._PROJECTIONS_AT_ONCE", 5000)
     parts = sliced_wasserstein_levels(a, b, slicing=SLICING)
     np.testing.assert_allclose(parts, whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [2000, 1999])
+def test_memory_of_projections_is_bounded_also_of_sets_of_unequal_size(
+    monkeypatch, count
+):
+    """By 16 bytes a number: half a gigabyte at 2^25 of them."""
+    numbers = 2**18
+    monkeypatch.setattr("analysis.metrics.wasserstein._PROJECTIONS_AT_ONCE", numbers)
+    rng = np.random.default_rng(12)
+    a, b = rng.normal(size=(2000, 2)), rng.normal(size=(count, 2))
+    tracemalloc.start()
+    sliced_wasserstein(a, b, num_directions=400)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.1 * 16 * numbers * 2  # vectors are float64
 
 
 def test_resampled_distance_is_that_of_the_repeated_members():
