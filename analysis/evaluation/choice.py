@@ -65,7 +65,7 @@ class Limits:
     manifold_images: int = 10_000
     """Images of each side in precision, recall, density and coverage."""
     neighbour_images: int = 5_000
-    """Samples whose nearest training images are looked for."""
+    """Samples whose nearest training images are looked for; held-out images all are."""
     sliced_images: int = 5_000
     """Images of each side in the sliced Wasserstein distance."""
     sliced_patches: int = 16

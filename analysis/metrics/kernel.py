@@ -163,7 +163,7 @@ def kernel_distance_deviations(
         seed: Of the members, and of the block's resamples, >= 0.
 
     Returns:
-        (B,) deviations from the distance; their deviation is up to half too large
+        (B,) deviations from the distance; their spread is about half too large
         where the distance is 0.
 
     Raises:
