@@ -21,7 +21,13 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
-from analysis.score_comparison import Comparison, Summary, compare_denoisers
+from analysis.checkpoints import measure_checkpoints
+from analysis.score_comparison import (
+    NO_DIRECTIONS,
+    Comparison,
+    Summary,
+    compare_denoisers,
+)
 from configs.errors import InputError
 from diffusion.denoiser import Denoiser
 from diffusion.training.loading import checkpoint_steps, load_denoiser
@@ -33,6 +39,7 @@ __all__ = [
     "compare_over_training",
     "departures",
     "stack_comparisons",
+    "without_details",
 ]
 
 _CLEAR = 2.0  # standard errors that a minimum must lie below both ends
@@ -124,20 +131,22 @@ def compare_over_training(
             candidate, level or image.
     """
     wanted = checkpoint_steps(workdir) if steps is None else sorted(steps)
-    found: dict[int, Comparison] = {}
-    errors: dict[int, InputError] = {}
-    for step in wanted:
-        try:
-            network = load_denoiser(workdir, step=step, ema=ema)
-        except InputError as error:
-            errors[step] = error
-            continue
-        found[step] = compare_denoisers(
+
+    def measure(_: int, network: Denoiser) -> Comparison:
+        found = compare_denoisers(
             network, candidates, images, sigmas, key, mean=mean, batch_size=batch_size
         )
-    if errors and not found:
-        raise next(iter(errors.values()))
-    return stack_comparisons(workdir, found, skipped=tuple(errors))
+        return without_details(found)
+
+    found, skipped = measure_checkpoints(
+        wanted, lambda step: load_denoiser(workdir, step=step, ema=ema), measure
+    )
+    return stack_comparisons(workdir, found, skipped=skipped)
+
+
+def without_details(comparison: Comparison) -> Comparison:
+    """Leave out what is not stacked, and would grow with the number of checkpoints."""
+    return comparison._replace(pixel_error=np.zeros((0, 0)), directions=NO_DIRECTIONS)
 
 
 def stack_comparisons(

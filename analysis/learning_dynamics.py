@@ -22,6 +22,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
+from analysis.checkpoints import measure_checkpoints
 from configs.errors import InputError
 from diffusion.data import to_data_units
 from diffusion.denoiser import Denoiser, as_pytree
@@ -182,20 +183,16 @@ def losses_over_training(
     record = read_record(workdir)
     if sigma_data is None and record is not None:
         sigma_data = record.sigma_data
-    rows: dict[int, dict[str, WeightedLosses]] = {}
-    errors: dict[int, InputError] = {}
-    for step in steps:
-        try:
-            denoiser = load_denoiser(workdir, step=step, ema=ema)
-        except InputError as error:
-            errors[step] = error
-            continue
-        rows[step] = {
+
+    def measure(_: int, denoiser: Denoiser) -> dict[str, WeightedLosses]:
+        return {
             name: _weighted_losses(denoiser, values, levels, key, sigma_data, size)
             for name, values in sets.items()
         }
-    if not rows:
-        raise next(iter(errors.values()))
+
+    rows, skipped = measure_checkpoints(
+        steps, lambda step: load_denoiser(workdir, step=step, ema=ema), measure
+    )
     return LearningCurves(
         steps=np.array(list(rows)),
         sigmas=levels,
@@ -203,7 +200,7 @@ def losses_over_training(
         standard_error={
             n: np.stack([row[n].standard_error for row in rows.values()]) for n in sets
         },
-        skipped=tuple(errors),
+        skipped=skipped,
     )
 
 

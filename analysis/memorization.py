@@ -24,6 +24,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
+from analysis.metrics.bootstrap import random_subset
 from analysis.neighbours import Neighbours, as_rows, check_images, nearest_neighbours
 from configs.errors import InputError
 
@@ -35,6 +36,7 @@ __all__ = [
     "background_leak_rate",
     "leak_rate",
     "memorization",
+    "nearest_ratio",
     "share_interval",
 ]
 
@@ -190,13 +192,13 @@ def memorization(
         )
 
     ratios, held_out_ratios = (
-        _nearest_ratio(nearest_neighbours(images, training).distances)
+        nearest_ratio(nearest_neighbours(images, training).distances)
         for images in (samples, held_out)
     )
     count = min(len(training), len(held_out))
     rng = np.random.default_rng(seed)
     nearest = [
-        nearest_neighbours(samples, _subset(images, count, rng), count=1)
+        nearest_neighbours(samples, random_subset(images, count, rng), count=1)
         for images in (training, held_out)
     ]
     copies, wins = _copies(nearest, count)
@@ -315,7 +317,15 @@ def _copies(
     return copies, np.concatenate(wins, dtype=np.float64)
 
 
-def _nearest_ratio(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+def nearest_ratio(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return d1/d2 of each row.
+
+    Args:
+        distances: (n, 2) to the two nearest references, ascending.
+
+    Returns:
+        (n,) ratios in [0, 1]; 0 where both are 0: such a sample repeats both.
+    """
     return _divide(distances[:, 0], distances[:, 1])
 
 
@@ -333,10 +343,3 @@ def _quantile(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise InputError(f"confidence is {confidence}; it must be in (0, 1)")
     return NormalDist().inv_cdf((1 + confidence) / 2)
-
-
-def _subset(images: NDArray, count: int, rng: np.random.Generator) -> NDArray:
-    """Return `count` images, chosen at random unless they are all."""
-    if len(images) == count:
-        return images
-    return images[np.sort(rng.choice(len(images), count, replace=False))]

@@ -17,6 +17,10 @@ from analysis.score_comparison import Comparison
 from diffusion.atomic import write_atomically
 
 __all__ = [
+    "COLOURS",
+    "SIGMA_LABEL",
+    "STYLES",
+    "open_panels",
     "plot_explained_variance",
     "plot_loss_per_bin",
     "plot_losses",
@@ -25,9 +29,26 @@ __all__ = [
     "save_figure_pair",
 ]
 
-_COLOURS = ("#0b6e99", "#c8553d", "#5a7d2a", "#7a4f9a", "#8a6d00", "#444444")
+COLOURS = ("#0b6e99", "#c8553d", "#5a7d2a", "#7a4f9a", "#8a6d00", "#444444")
+STYLES = ("o-", "s--", "^:", "d-.")
+SIGMA_LABEL = "noise level sigma (data units)"
 
-_STYLES = ("o-", "s--", "^:", "d-.")
+
+def open_panels(
+    count: int, width: float, height: float, *, share_y: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with panels side by side.
+
+    Args:
+        count: Number of panels.
+        width: Of the figure, inches.
+        height: Likewise.
+        share_y: Whether all panels have the vertical axis of the first.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, count, squeeze=False, sharey=share_y)[0]
+    return figure, list(panels)
 
 
 def save_figure(figure: Figure, path: str | Path) -> bytes:
@@ -78,7 +99,7 @@ def plot_sample_grid(images: NDArray[Any], *, columns: int = 12) -> Figure:
         top, left = divmod(index, columns)
         y, x = top * (height + 1) + 1, left * (width + 1) + 1
         canvas[y : y + height, x : x + width] = image
-    figure, axes = _figure(columns * 0.55, rows * 0.55)
+    figure, (axes,) = open_panels(1, columns * 0.55, rows * 0.55)
     axes.imshow(canvas.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_axis_off()
     return figure
@@ -97,30 +118,30 @@ def plot_explained_variance(
         Two panels: the score's, and that of the centred denoised image, each with the
         mean over probes and a band of two standard errors.
     """
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = (
+    figure, panels = open_panels(2, 10, 4.2)
+    parts = (
         (f"score of the {reference}", comparison.score),
         (f"denoised image of the {reference}", comparison.denoised),
     )
-    for position, (title, summary) in enumerate(panels, start=1):
-        axes = figure.add_subplot(1, 2, position)
+    for position, (axes, (title, summary)) in enumerate(
+        zip(panels, parts, strict=True), start=1
+    ):
         for index, name in enumerate(comparison.names):
             mean, error = summary.mean[index], 2 * summary.standard_error[index]
-            colour = _COLOURS[index % len(_COLOURS)]
-            style = _STYLES[index // len(_COLOURS) % len(_STYLES)]
+            colour = COLOURS[index % len(COLOURS)]
+            style = STYLES[index // len(COLOURS) % len(STYLES)]
             axes.plot(comparison.sigmas, mean, style, ms=3, color=colour, label=name)
             axes.fill_between(
                 comparison.sigmas, mean - error, mean + error, color=colour, alpha=0.2
             )
         axes.set(xscale="log", ylim=(-0.1, 1.05), title=f"Explained: {title}")
-        axes.set_xlabel("noise level sigma (data units)")
+        axes.set_xlabel(SIGMA_LABEL)
         axes.set_ylabel("explained variance (1 is perfect)")
         axes.axhline(0, color="0.6", lw=0.8)
         axes.grid(alpha=0.3)
-        if len(comparison.names) <= len(_COLOURS):
+        if len(comparison.names) <= len(COLOURS):
             axes.legend(loc="center left" if position == 2 else "lower right")
-    if len(comparison.names) > len(_COLOURS):
+    if len(comparison.names) > len(COLOURS):
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", fontsize=8)
     return figure
@@ -135,12 +156,12 @@ def plot_losses(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Returns:
         A figure over optimizer steps.
     """
-    figure, axes = _figure(7, 4)
+    figure, (axes,) = open_panels(1, 7, 4)
     steps = [row["step"] for row in rows]
     series = (
         ("training batches (current parameters)", "loss", "0.7"),
-        ("training images (averaged parameters)", "ema_loss_training", _COLOURS[0]),
-        ("held-out images (averaged parameters)", "ema_loss_held_out", _COLOURS[1]),
+        ("training images (averaged parameters)", "ema_loss_training", COLOURS[0]),
+        ("held-out images (averaged parameters)", "ema_loss_held_out", COLOURS[1]),
     )
     for label, key, colour in series:
         axes.plot(steps, _numbers(rows, key), color=colour, label=label)
@@ -160,11 +181,11 @@ def plot_loss_per_bin(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Returns:
         A figure: solid lines for training images, dashed ones for held-out images.
     """
-    figure, axes = _figure(7, 4)
+    figure, (axes,) = open_panels(1, 7, 4)
     steps = [row["step"] for row in rows]
     names = _bin_names(rows[-1]["sigma_bin_edges"])
     for index, name in enumerate(names):
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = COLOURS[index % len(COLOURS)]
         for key, style in (("training", "-"), ("held_out", "--")):
             values = [row[f"ema_loss_{key}_per_bin"][index] for row in rows]
             numbers = [np.nan if v is None else v for v in values]
@@ -175,12 +196,6 @@ def plot_loss_per_bin(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend(title="sigma", fontsize=8, ncols=2)
     return figure
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
 
 
 def _numbers(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:

@@ -204,7 +204,9 @@ def compare_denoisers(
         raise InputError(
             f"mean has shape {np.shape(mean)}; one sample has {images.shape[1:]}"
         )
-    if directions is not None and np.shape(directions)[:1] != (size,):
+    if directions is not None and (
+        np.ndim(directions) != 2 or np.shape(directions)[0] != size
+    ):
         raise InputError(
             f"directions have shape {np.shape(directions)}; give ({size}, k), a column "
             "each"

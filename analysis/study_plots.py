@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from analysis.far_field import FarFieldComparison
+from analysis.plots import COLOURS, SIGMA_LABEL, open_panels
 from analysis.rotation_plane import RotationPlane
 from analysis.sample_variances import VarianceComparison
 from analysis.score_slices import ScoreSlice
@@ -26,9 +26,6 @@ __all__ = [
     "plot_variances",
 ]
 
-_COLOURS = ("#0b6e99", "#c8553d", "#5a7d2a", "#7a4f9a", "#8a6d00", "#444444")
-_SIGMA = "noise level sigma (data units)"
-
 
 def plot_trajectories(
     comparison: TrajectoryComparison, *, reference: str = "network"
@@ -43,7 +40,7 @@ def plot_trajectories(
         Two panels, of x and of the denoised sample, in the order of sampling: mean over
         samples and the band from the lower to the upper quartile.
     """
-    figure, panels = _panels(2, 10, 4.2)
+    figure, panels = open_panels(2, 10, 4.2)
     parts = (("sample x", comparison.x), ("denoised sample", comparison.denoised))
     for axes, (title, values) in zip(panels, parts, strict=True):
         for index, name in enumerate(comparison.names):
@@ -70,7 +67,7 @@ def plot_rotation(rotation: RotationPlane) -> Figure:
     Returns:
         One panel in the order of sampling, with bands between the quartiles.
     """
-    figure, (axes,) = _panels(1, 7, 4.2)
+    figure, (axes,) = open_panels(1, 7, 4.2)
     parts = (
         ("|x_0|^2 outside of span(x_T, x_sigma)", rotation.outside_plane),
         ("|x_0|^2 outside of span(x_T, ..., x_sigma)", rotation.outside_span),
@@ -98,10 +95,10 @@ def plot_emergence(emergence: Emergence, *, max_lines: int = 6) -> Figure:
         predicted, points as measured with two standard errors.  Right, the level at
         which half has appeared, measured over predicted.
     """
-    figure, (left, right) = _panels(2, 10, 4.2)
+    figure, (left, right) = open_panels(2, 10, 4.2)
     error = 2 * np.nan_to_num(emergence.standard_error)
     for colour, index in enumerate(_spread(len(emergence.directions), max_lines)):
-        style = _COLOURS[colour % len(_COLOURS)]
+        style = COLOURS[colour % len(COLOURS)]
         direction, variance = emergence.directions[index], emergence.variances[index]
         left.plot(
             emergence.sigmas, emergence.predicted[:, index], "--", color=style, lw=1
@@ -120,9 +117,7 @@ def plot_emergence(emergence: Emergence, *, max_lines: int = 6) -> Figure:
     left.set_title("Denoised sample (dashed: Gaussian)")
     left.legend(title="principal direction", fontsize=8)
     _noise_axis(left)
-    right.plot(
-        emergence.half_predicted, emergence.half_measured, "o", color=_COLOURS[0]
-    )
+    right.plot(emergence.half_predicted, emergence.half_measured, "o", color=COLOURS[0])
     _draw_diagonal(right, emergence.half_predicted)
     right.set_xlabel("predicted: sqrt(3 variance) (data units)")
     right.set_ylabel("measured (data units)")
@@ -140,12 +135,12 @@ def plot_perturbation(response: PerturbationResponse) -> Figure:
         Left, change along the direction, right, change off it, over the direction's
         standard deviation; a colour per level, lines as predicted.
     """
-    figure, (left, right) = _panels(2, 10, 4.2)
+    figure, (left, right) = open_panels(2, 10, 4.2)
     spread = np.sqrt(response.variances)
     order = np.argsort(spread)
     error = 2 * np.nan_to_num(response.standard_error)
     for level, sigma in enumerate(response.levels):
-        colour = _COLOURS[level % len(_COLOURS)]
+        colour = COLOURS[level % len(COLOURS)]
         label = f"{sigma:.3g}"
         left.plot(
             spread[order], response.predicted[level, order], "--", color=colour, lw=1
@@ -186,14 +181,14 @@ def plot_variances(comparison: VarianceComparison) -> Figure:
     Returns:
         One panel, with two standard errors.
     """
-    figure, (axes,) = _panels(1, 7, 4.2)
+    figure, (axes,) = open_panels(1, 7, 4.2)
     index = np.arange(1, len(comparison.variances) + 1)
     error = 2 * comparison.standard_error
     axes.plot(index, comparison.variances, color="0.2", label="data")
-    axes.plot(index, comparison.measured, ".", ms=4, color=_COLOURS[1], label="samples")
+    axes.plot(index, comparison.measured, ".", ms=4, color=COLOURS[1], label="samples")
     low = np.maximum(comparison.measured - error, comparison.measured / 10)
     axes.fill_between(
-        index, low, comparison.measured + error, color=_COLOURS[1], alpha=0.2
+        index, low, comparison.measured + error, color=COLOURS[1], alpha=0.2
     )
     top = float(comparison.variances.max()) * 3
     axes.set(xscale="log", yscale="log", ylim=(top * 1e-9, top))
@@ -215,14 +210,14 @@ def plot_far_field(comparison: FarFieldComparison) -> Figure:
         One panel over the noise level relative to the radius: the gap, the bound and
         what the third cumulant leaves.
     """
-    figure, (axes,) = _panels(1, 7, 4.2)
+    figure, (axes,) = open_panels(1, 7, 4.2)
     ratio = comparison.sigmas / comparison.extent.radius
     axes.plot(ratio, comparison.bound, "--", color="0.4", label="bound")
-    axes.plot(ratio, comparison.gap, "o-", ms=3, color=_COLOURS[0], label="gap")
+    axes.plot(ratio, comparison.gap, "o-", ms=3, color=COLOURS[0], label="gap")
     axes.plot(
         *(ratio, comparison.left, "s-"),
         ms=3,
-        color=_COLOURS[1],
+        color=COLOURS[1],
         label="gap less third cumulant",
     )
     axes.set(xscale="log", yscale="log", ylabel="|D - D_Gaussian| (data units)")
@@ -245,7 +240,7 @@ def plot_score_slice(found: ScoreSlice, *, max_arrows: int = 21) -> Figure:
         length of the whole score; crosses at the anchors.
     """
     count = len(found.names)
-    figure, panels = _panels(count, 3.6 * count + 1, 4.3)
+    figure, panels = open_panels(count, 3.6 * count + 1, 4.3)
     shown = found.magnitude[found.magnitude > 0]
     limits = (shown.min(), shown.max()) if shown.size else (0.5, 1.0)
     norm = LogNorm(limits[0], max(limits[1], limits[0] * 1.001))
@@ -259,7 +254,7 @@ def plot_score_slice(found: ScoreSlice, *, max_arrows: int = 21) -> Figure:
             found.across, found.up, found.magnitude[index], norm=norm, cmap="YlGnBu"
         )
         _draw_arrows(axes, found, index, stride, scale)
-        axes.plot(*found.anchors.T, "x", color=_COLOURS[1], ms=8, mew=2)
+        axes.plot(*found.anchors.T, "x", color=COLOURS[1], ms=8, mew=2)
         share = float(np.median(found.out_of_plane[index]))
         axes.set(title=f"{name} ({share:.0%} off the plane)", aspect="equal")
         axes.set_xlabel("e_1 (data units)")
@@ -290,8 +285,8 @@ def _draw_arrows(
 def _draw_quartiles(
     axes: Axes, sigmas: NDArray[np.float64], values: Quartiles, index: int, label: str
 ) -> None:
-    colour = _COLOURS[index % len(_COLOURS)]
-    style = "o-" if index < len(_COLOURS) else "s--"
+    colour = COLOURS[index % len(COLOURS)]
+    style = "o-" if index < len(COLOURS) else "s--"
     axes.plot(sigmas, values.mean, style, ms=3, color=colour, label=label)
     axes.fill_between(sigmas, values.lower, values.upper, color=colour, alpha=0.2)
 
@@ -307,14 +302,8 @@ def _noise_axis(axes: Axes) -> None:
     """Let sigma fall from left to right, as in sampling."""
     axes.set_xscale("log")
     axes.invert_xaxis()
-    axes.set_xlabel(_SIGMA)
+    axes.set_xlabel(SIGMA_LABEL)
     axes.grid(alpha=0.3)
-
-
-def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, [figure.add_subplot(1, count, index + 1) for index in range(count)]
 
 
 def _spread(count: int, most: int) -> Sequence[int]:

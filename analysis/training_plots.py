@@ -4,14 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.gaussian_first import TrainingComparison
+from analysis.plots import COLOURS, open_panels
 
 __all__ = ["plot_gaussian_first"]
-
-_COLOURS = ("#0b6e99", "#c8553d", "#5a7d2a", "#7a4f9a", "#8a6d00", "#444444")
 
 
 def plot_gaussian_first(
@@ -30,12 +28,10 @@ def plot_gaussian_first(
     """
     levels = _levels(comparison, sigmas)
     count = len(comparison.names)
-    figure = Figure(figsize=(4.6 * count, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, count, squeeze=False, sharey=True)[0]
+    figure, panels = open_panels(count, 4.6 * count, 4.2, share_y=True)
     for index, (name, axes) in enumerate(zip(comparison.names, panels, strict=True)):
         for position, level in enumerate(levels):
-            _draw(axes, comparison, index, level, _COLOURS[position % len(_COLOURS)])
+            _draw(axes, comparison, index, level, COLOURS[position % len(COLOURS)])
         axes.set(yscale="log", title=name)
         axes.set_xscale("symlog", linthresh=_first_step(comparison))
         axes.set_xlabel("training images seen")
@@ -64,7 +60,7 @@ def _levels(
 ) -> list[int]:
     measured = comparison.sigmas
     if sigmas is None:
-        count = min(len(measured), len(_COLOURS))
+        count = min(len(measured), len(COLOURS))
         chosen = np.linspace(0, len(measured) - 1, count).round().astype(int)
     else:
         chosen = [int(np.argmin(np.abs(np.log(measured / s)))) for s in sigmas]

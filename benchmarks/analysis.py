@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from analysis.candidates import EMPIRICAL, fit_candidates
+from analysis.comparison.candidates import EMPIRICAL, fit_candidates
 from analysis.comparison.settings import ComparisonSettings
 from analysis.score_comparison import compare_denoisers
 from benchmarks.measure import matmul_gflops

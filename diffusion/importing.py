@@ -24,8 +24,6 @@ from diffusion.training.step import build_optimizer
 
 __all__ = ["import_checkpoint"]
 
-_BLOCK = 2**24
-
 
 def import_checkpoint(
     path: str | Path, workdir: str | Path, *, data: str | None = None
@@ -102,8 +100,5 @@ def _digest(path: Path) -> str:
     """Return the sha256 of a file, or of a folder's safetensors file."""
     if path.is_dir():
         path = next(iter(sorted(path.rglob("*.safetensors"))))
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from analysis.plots import COLOURS, SIGMA_LABEL, STYLES, open_panels
 from analysis.score_comparison import Comparison, Summary
 
 __all__ = [
@@ -18,9 +19,6 @@ __all__ = [
     "plot_unexplained",
 ]
 
-_COLOURS = ("#0b6e99", "#c8553d", "#5a7d2a", "#7a4f9a", "#8a6d00", "#444444")
-_STYLES = ("o-", "s--", "^:", "d-.")
-_SIGMA = "noise level sigma (data units)"
 _THRESHOLDS = (0.01, 0.05)
 _SHARES = (1e-6, 20.0)  # where anything can be seen
 _FRACTIONS = (1e-8, 200.0)
@@ -39,16 +37,15 @@ def plot_unexplained(
     Returns:
         A panel per kind of probe; thin lines at 1 and 5 %.
     """
-    figure = Figure(figsize=(4.2 * len(comparisons) + 1.8, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(comparisons), squeeze=False, sharey=True)[0]
+    count = len(comparisons)
+    figure, panels = open_panels(count, 4.2 * count + 1.8, 4.4, share_y=True)
     for axes, (kind, comparison) in zip(panels, comparisons.items(), strict=True):
         summary: Summary = getattr(comparison, quantity)
         for index, name in enumerate(comparison.names):
             _draw(axes, comparison.sigmas, summary, index, name)
         for threshold in _THRESHOLDS:
             axes.axhline(threshold, color="0.6", lw=0.8)
-        axes.set(xscale="log", yscale="log", xlabel=_SIGMA)
+        axes.set(xscale="log", yscale="log", xlabel=SIGMA_LABEL)
         axes.set_title(f"{kind} probes")
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, _FRACTIONS[0]), min(high, _FRACTIONS[1]))
@@ -62,8 +59,8 @@ def plot_unexplained(
 def _draw(
     axes: Axes, sigmas: NDArray[np.float64], summary: Summary, index: int, name: str
 ) -> None:
-    colour = _COLOURS[index % len(_COLOURS)]
-    style = _STYLES[index // len(_COLOURS) % len(_STYLES)]
+    colour = COLOURS[index % len(COLOURS)]
+    style = STYLES[index // len(COLOURS) % len(STYLES)]
     left = 1 - summary.mean[index]
     left = np.where(np.isfinite(left) & (left > 0), left, np.nan)
     error = 2 * np.nan_to_num(summary.standard_error[index])
@@ -85,9 +82,7 @@ def plot_ranks(
     Returns:
         One panel, a line for each level.
     """
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, (axes,) = open_panels(1, 6.4, 4.2)
     names = sorted(ranks, key=lambda name: ranks[name])
     rows = [comparison.names.index(name) for name in names]
     for position, level in enumerate(nearest_levels(comparison, sigmas)):
@@ -98,7 +93,7 @@ def plot_ranks(
             2 * np.nan_to_num(comparison.score.standard_error[rows, level]),
             fmt="o-",
             ms=3,
-            color=_COLOURS[position % len(_COLOURS)],
+            color=COLOURS[position % len(COLOURS)],
             label=f"{comparison.sigmas[level]:g}",
         )
     axes.set(xscale="log", yscale="log", xlabel="rank of the Gaussian")
@@ -125,9 +120,8 @@ def plot_direction_errors(
     Returns:
         E (u.(D - D_c))^2 / E (u.(D - mean))^2 over the number of the direction.
     """
-    figure = Figure(figsize=(3.9 * len(names) + 0.6, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+    count = len(names)
+    figure, panels = open_panels(count, 3.9 * count + 0.6, 4.0, share_y=True)
     levels = nearest_levels(comparison, sigmas)
     for axes, name in zip(panels, names, strict=True):
         row = comparison.names.index(name)
@@ -141,7 +135,7 @@ def plot_direction_errors(
                 "o-",
                 ms=3,
                 lw=1,
-                color=_COLOURS[position % len(_COLOURS)],
+                color=COLOURS[position % len(COLOURS)],
                 label=f"{comparison.sigmas[level]:g}",
             )
         axes.axhline(1, color="0.6", lw=0.8)

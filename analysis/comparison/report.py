@@ -18,10 +18,10 @@ from analysis.comparison.run import (
     open_compared_run,
 )
 from analysis.comparison.scores import score_sections
-from analysis.comparison.section import Section
 from analysis.comparison.settings import ComparisonSettings
 from analysis.comparison.studies import study_sections
 from analysis.report import Report
+from analysis.section import Section
 from diffusion.atomic import write_json
 from diffusion.training.loading import checkpoint_steps
 from diffusion.training.locking import lock_workdir

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.candidates import (
+from analysis.checkpoints import measure_checkpoints
+from analysis.comparison.candidates import (
     EMPIRICAL,
     GAUSSIAN,
     fit_candidates,
@@ -27,22 +28,20 @@ from analysis.candidates import (
     load_candidates,
 )
 from analysis.comparison.settings import ComparisonSettings
-from analysis.gaussian_first import TrainingComparison, stack_comparisons
-from analysis.level_sums import LevelSums, measure_level
-from analysis.score_comparison import (
-    NO_DIRECTIONS,
-    Comparison,
-    compare_denoisers,
-    summarise,
+from analysis.gaussian_first import (
+    TrainingComparison,
+    stack_comparisons,
+    without_details,
 )
+from analysis.level_sums import LevelSums, measure_level
+from analysis.score_comparison import Comparison, compare_denoisers, summarise
 from configs.errors import InputError
 from diffusion.closed_form import GaussianDenoiser, load_gaussian
-from diffusion.data import Split, check_labels, split_of
+from diffusion.data import Split, check_labels
 from diffusion.denoiser import Denoiser
 from diffusion.progress import Progress
 from diffusion.training import load_denoiser
 from diffusion.training.loading import checkpoint_steps
-from diffusion.training.record import read_record
 from diffusion.versions import versions
 from samplers.measured_files import read_measured, write_measured
 from samplers.model import Model, digest_of, load_model
@@ -204,29 +203,28 @@ def measure_training(
     steps = checkpoint_steps(run.workdir)
     total = len(steps) * len(run.sigmas)
     progress = Progress(total, label="checkpoints", unit="level")
-    found, skipped = {}, []
-    for step in steps:
-        try:
-            model = load_model(run.workdir, step=step)
-        except InputError:
-            skipped.append(step)
-            progress.advance(len(run.sigmas))
-            continue
+
+    def measure(step: int, model: Model) -> Comparison:
         then = run._replace(model=model, about={**run.about, "model": model.digest})
         place = folder / f"step_{step}"
-        kept = _measure_kind(then, settings, "training", probes, place, progress)
-        found[step] = kept._replace(  # what grows with the number of checkpoints
-            pixel_error=np.zeros((0, 0)), directions=NO_DIRECTIONS
-        )
+        found = _measure_kind(then, settings, "training", probes, place, progress)
+        return without_details(found)
+
+    found, skipped = measure_checkpoints(
+        steps,
+        lambda step: load_model(run.workdir, step=step),
+        measure,
+        after_skip=lambda: progress.advance(len(run.sigmas)),
+    )
     progress.close()
-    return stack_comparisons(run.workdir, found, skipped=tuple(skipped))
+    return stack_comparisons(run.workdir, found, skipped=skipped)
 
 
 def _fewer(run: ComparedRun) -> ComparedRun:
     """Return a run with the candidates and levels that checkpoints are compared at."""
     mixtures = [name for name in run.candidates if name.startswith("mixture ")]
-    ten = "mixture 10" if "mixture 10" in mixtures else "".join(mixtures[-1:])
-    names = [n for n in (GAUSSIAN, ten, EMPIRICAL) if n in run.candidates]
+    one = ["mixture 10"] if "mixture 10" in mixtures else mixtures[-1:]
+    names = [n for n in (GAUSSIAN, *one, EMPIRICAL) if n in run.candidates]
     names = names or list(run.candidates)[:1]
     wanted = np.log(_TRAINING_SIGMAS)
     nearest = {int(np.argmin(np.abs(np.log(run.sigmas) - s))) for s in wanted}
@@ -364,9 +362,7 @@ def compare_run(
     """
     denoiser = load_denoiser(workdir, step=step)
     gaussian = load_gaussian(Path(workdir) / "gaussian.npz")
-    record = read_record(workdir)
-    assert record is not None, "load_denoiser has read it"
-    split = split_of(record.config.data)
+    split = read_training_images(workdir)
     held_out = split.held_out.images
     return compare_denoisers(
         denoiser,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.candidates import EMPIRICAL, GAUSSIAN
+from analysis.comparison.candidates import EMPIRICAL, GAUSSIAN
 from analysis.comparison.plots import (
     nearest_levels,
     plot_direction_errors,
@@ -21,9 +21,9 @@ from analysis.comparison.ranges import (
     unexplained_ranges,
 )
 from analysis.comparison.run import ScoreStudy
-from analysis.comparison.section import Section
 from analysis.plots import plot_explained_variance
 from analysis.score_comparison import Comparison
+from analysis.section import Section
 from diffusion.atomic import write_atomically
 
 __all__ = ["comparison_rows", "direction_rows", "representatives", "score_sections"]

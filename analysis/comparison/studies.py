@@ -12,15 +12,15 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-from analysis.candidates import EMPIRICAL, GAUSSIAN
+from analysis.comparison.candidates import EMPIRICAL, GAUSSIAN
 from analysis.comparison.run import ComparedRun, measure_training
 from analysis.comparison.scores import representatives
-from analysis.comparison.section import Section, kept_section
 from analysis.comparison.settings import PARTS, ComparisonSettings
 from analysis.far_field import compare_far_field, far_field_rows
 from analysis.gaussian_first import TrainingComparison, departures
 from analysis.rotation_plane import measure_rotation, rotation_rows
 from analysis.score_slices import score_slice, slice_rows
+from analysis.section import Section, kept_section
 from analysis.spectrum import (
     emergence_rows,
     measure_emergence,
@@ -193,7 +193,6 @@ def _training_rows(found: TrainingComparison) -> list[dict[str, Any]]:
 def _trajectories(
     run: ComparedRun, settings: ComparisonSettings, folder: Path
 ) -> Section:
-    section = Section("Sampling trajectories from the same noise", folder)
     found = compare_trajectories(
         run.model.denoiser,
         _some(run, classes=True),
@@ -202,7 +201,7 @@ def _trajectories(
         sigmas=_grid(run),
         block_size=_block(settings),
     )
-    _say_untold(section, run)
+    section = _unconditional("Sampling trajectories from the same noise", run, folder)
     section.figure(
         "trajectories",
         plot_trajectories(found),
@@ -228,7 +227,6 @@ def _trajectories(
 
 
 def _rotation(run: ComparedRun, settings: ComparisonSettings, folder: Path) -> Section:
-    section = Section("Trajectories are nearly plane", folder)
     found = measure_rotation(
         run.model.denoiser,
         _key(settings, "trajectories"),
@@ -236,7 +234,7 @@ def _rotation(run: ComparedRun, settings: ComparisonSettings, folder: Path) -> S
         sigmas=_grid(run),
         block_size=_block(settings),
     )
-    _say_untold(section, run)
+    section = _unconditional("Trajectories are nearly plane", run, folder)
     section.figure(
         "rotation",
         plot_rotation(found),
@@ -248,7 +246,6 @@ def _rotation(run: ComparedRun, settings: ComparisonSettings, folder: Path) -> S
 
 
 def _emergence(run: ComparedRun, settings: ComparisonSettings, folder: Path) -> Section:
-    section = Section("Which features appear when", folder)
     found = measure_emergence(
         run.model.denoiser,
         run.gaussian,
@@ -257,7 +254,7 @@ def _emergence(run: ComparedRun, settings: ComparisonSettings, folder: Path) -> 
         num_samples=settings.num_trajectories,
         block_size=_block(settings),
     )
-    _say_untold(section, run)
+    section = _unconditional("Which features appear when", run, folder)
     section.figure(
         "emergence",
         plot_emergence(found),
@@ -271,7 +268,6 @@ def _emergence(run: ComparedRun, settings: ComparisonSettings, folder: Path) -> 
 def _perturbation(
     run: ComparedRun, settings: ComparisonSettings, folder: Path
 ) -> Section:
-    section = Section("What a step off the trajectory does", folder)
     found = perturbation_response(
         run.model.denoiser,
         run.gaussian,
@@ -280,7 +276,7 @@ def _perturbation(
         num_samples=min(settings.num_trajectories, _STEP_SAMPLES),
         block_size=_block(settings),
     )
-    _say_untold(section, run)
+    section = _unconditional("What a step off the trajectory does", run, folder)
     section.figure(
         "perturbation",
         plot_perturbation(found),
@@ -293,12 +289,11 @@ def _perturbation(
 
 
 def _slices(run: ComparedRun, settings: ComparisonSettings, folder: Path) -> Section:
-    section = Section("A plane through the score field", folder)
+    section = _unconditional("A plane through the score field", run, folder)
     section.paragraph(
         "The plane of three training images (crosses), or the plane itself for points "
         "in two dimensions. Arrows: the part of the score in the plane."
     )
-    _say_untold(section, run)
     models = {"network": run.model.denoiser, **_some(run)}
     anchors = _anchors(run, settings)
     lowest, highest = run.model.sigma_range
@@ -343,6 +338,9 @@ def _key(settings: ComparisonSettings, part: str) -> Array:
     return jax.random.fold_in(jax.random.key(settings.seed), number)
 
 
-def _say_untold(section: Section, run: ComparedRun) -> None:
+def _unconditional(title: str, run: ComparedRun, folder: Path) -> Section:
+    """Begin a section in which the network is told no class."""
+    section = Section(title, folder)
     if run.model.num_classes:
         section.paragraph("This network is told classes; here it is asked without one.")
+    return section

@@ -29,7 +29,7 @@ from analysis.evaluation.inputs import (
     open_images,
     open_statistics,
 )
-from analysis.evaluation.metrics import Row
+from analysis.evaluation.numbers import Row
 from analysis.evaluation.tasks import EDM_IMAGES, EDM_RANGES, Tasks
 from configs.errors import InputError, require, require_choice
 from diffusion.progress import Progress

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis.evaluation.choice import Request
 from analysis.evaluation.evaluating import Evaluation, evaluate_samples
-from analysis.evaluation.metrics import Row
+from analysis.evaluation.numbers import Row
 from configs.errors import InputError
 from diffusion.atomic import write_json
 from diffusion.training.locking import lock_workdir

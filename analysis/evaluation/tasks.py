@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from analysis.evaluation.choice import PIXEL_METRICS, Request
 from analysis.evaluation.features import Extractor, extract_features
 from analysis.evaluation.inputs import FeatureSet, ImageSet, StatisticsSet
-from analysis.evaluation.metrics import (
+from analysis.evaluation.numbers import (
     Row,
     feature_density_coverage,
     feature_frechet,

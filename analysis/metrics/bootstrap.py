@@ -12,7 +12,7 @@ at this n, not what it would become with more samples.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,6 +24,7 @@ __all__ = [
     "bootstrap_interval",
     "interval_around",
     "mean_interval",
+    "random_subset",
     "resample_counts",
 ]
 
@@ -73,6 +74,21 @@ def resample_counts(
             for _ in range(num_resamples)
         ]
     )
+
+
+def random_subset(
+    members: NDArray[Any], count: int, rng: np.random.Generator
+) -> NDArray[Any]:
+    """Return at most `count` members, drawn without replacement, in their order.
+
+    Args:
+        members: (n, ...); memory maps too.
+        count: How many; all of them where there are no more.
+        rng: Drawn from only where some are left out.
+    """
+    if len(members) <= count:
+        return members
+    return members[np.sort(rng.choice(len(members), count, replace=False))]
 
 
 def interval_around(

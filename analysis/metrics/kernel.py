@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from analysis.metrics.bootstrap import random_subset
 from analysis.metrics.feature_statistics import check_features
 from configs.errors import require
 
@@ -92,7 +93,10 @@ def kernel_distance_blocks(
     rng = np.random.default_rng(seed)
     return np.array(
         [
-            _distance(_block(first, block_size, rng), _block(second, block_size, rng))
+            _distance(
+                random_subset(first, block_size, rng),
+                random_subset(second, block_size, rng),
+            )
             for _ in range(num_blocks)
         ]
     )
@@ -250,12 +254,6 @@ def _second_order(
 def _centred(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
     means = kernel.mean(axis=0) + kernel.mean(axis=1, keepdims=True)
     return kernel - means + kernel.mean()
-
-
-def _block(features: NDArray[Any], size: int, rng: np.random.Generator) -> NDArray[Any]:
-    if len(features) <= size:
-        return features
-    return features[np.sort(rng.choice(len(features), size, replace=False))]
 
 
 def _distance(samples: NDArray[Any], reference: NDArray[Any]) -> float:

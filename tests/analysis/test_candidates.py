@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from analysis import candidates
+from analysis.comparison import candidates
 from analysis.comparison.settings import ComparisonSettings
 from configs import InputError
 from diffusion.closed_form import fit_gaussian

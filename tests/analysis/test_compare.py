@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.candidates import gaussian_candidates
 from analysis.compare import main
 from analysis.comparison import run as comparison_run
+from analysis.comparison.candidates import gaussian_candidates
 from analysis.comparison.report import write_comparison
 from analysis.comparison.run import ComparedRun, measure_scores
 from analysis.comparison.scores import comparison_rows, direction_rows
-from analysis.comparison.section import Section, kept_section, write_csv
 from analysis.comparison.settings import ComparisonSettings
+from analysis.section import Section, kept_section, write_csv
 from configs import InputError
 from diffusion.closed_form import fit_gaussian, isotropic_gaussian
 from diffusion.data import Dataset, Split

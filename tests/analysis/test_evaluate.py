@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 
 from analysis import evaluate as entry
-from analysis.evaluation import evaluating
+from analysis.evaluation import evaluating, numbers
 from analysis.evaluation import features as feature_files
-from analysis.evaluation import metrics as numbers
 from analysis.evaluation.choice import Limits
 from analysis.evaluation.features import Extractor
 from analysis.metrics import (

@@ -95,6 +95,24 @@ def test_the_third_cumulant_predicts_the_gap_within_5_percent_at_ten_radii():
     assert unpredicted[0] > 0.1  # at one radius it is not the far field yet
 
 
+def test_what_the_third_cumulant_leaves_is_a_median_of_its_own():
+    """Not the median gap times the median share: some probes are far, others not."""
+    cloud = skewed_cloud(2)
+    with jax.enable_x64(True):
+        edgeworth = fit_gaussian(cloud).with_third_cumulant(cloud, rank=3)
+        sigma = 3 * float(jnp.sqrt(edgeworth.gaussian.variances[0]))
+        key = jax.random.key(5)
+        found = compare_far_field(cloud, edgeworth, [sigma], key, num_probes=101)
+        empirical = EmpiricalDenoiser(jnp.asarray(cloud))
+        x = empirical.sample(jax.random.fold_in(key, 0), 101, sigma)
+        wanted = np.asarray(empirical(x, sigma) - edgeworth(x, sigma))
+    left = np.median(np.linalg.norm(wanted, axis=1))
+    np.testing.assert_allclose(found.left, [left], rtol=1e-9)
+    assert abs(found.gap[0] * found.unpredicted[0] / left - 1) > 0.02
+    drawn = plot_far_field(found).axes[0].lines[2].get_ydata()
+    np.testing.assert_allclose(drawn, [left], rtol=1e-9)
+
+
 def test_the_gap_is_that_of_sums_over_the_points():
     cloud, sigma = skewed_cloud(1), 3.0
     x = np.random.default_rng(2).normal(size=(5, 3)) * sigma

@@ -19,7 +19,7 @@ from diffusion.training.loading import checkpoint_steps
 from diffusion.training.record import read_record
 
 SIGMAS = np.array([0.2, 5.0])
-SIZE = 0  # images per step of a folder without a run
+SIZE = 64  # images per step
 KEY = jax.random.key(3)
 
 
@@ -92,7 +92,9 @@ def rows(values, difference=0.0):
 def test_a_fall_to_a_minimum_and_a_rise_is_a_departure(tmp_path):
     """Probes differ by far more than checkpoints do, but alike at all checkpoints."""
     values = {0: (1.0, 1.0), 30: (0.2, 0.5), 10: (0.4, 0.7), 90: (0.3, 0.4)}
-    found = departures(stack_comparisons(tmp_path, rows(values, 0.02)), "Gaussian")
+    stacked = stack_comparisons(tmp_path, rows(values, 0.02))
+    stacked = stacked._replace(num_images=SIZE * stacked.steps)
+    found = departures(stacked, "Gaussian")
     assert [one.step for one in found] == [30, 90]
     assert [one.departs for one in found] == [True, False]  # the second only falls
     assert [one.departs_at for one in found] == [90 * SIZE, None]

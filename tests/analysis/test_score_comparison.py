@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analysis.candidates import gaussian_candidates
+from analysis.comparison.candidates import gaussian_candidates
 from analysis.comparison.ranges import best_ranges, ranges_where, unexplained_ranges
 from analysis.score_comparison import (
     Comparison,
@@ -276,6 +276,10 @@ def test_bad_calls_get_one_line():
         (lambda: compare({"a": gaussian}, [1.0], mean=0.0), r"mean has shape \(\)"),
         (
             lambda: compare({"a": gaussian}, [1.0], directions=np.eye(2)),
+            "directions have shape",
+        ),
+        (
+            lambda: compare({"a": gaussian}, [1.0], directions=np.ones(3)),
             "directions have shape",
         ),
     ]:

@@ -271,10 +271,6 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from analysis.kernels.nystrom import decompose_features, nystrom_map, nystrom_stream
 from diffusion.training.mesh import make_placement
 
-# Most of a minute of compilation.
-pytestmark = pytest.mark.slow
-
-
 def weights(model):  # of the features, after endless training
     spectrum = model.spectrum
     return spectrum.evecs @ (np.asarray(spectrum.scale)[:, None] * model.coef)

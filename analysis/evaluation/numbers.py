@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.evaluation.choice import Limits
-from analysis.memorization import Share, memorization, share_interval
+from analysis.memorization import Share, memorization, nearest_ratio, share_interval
 from analysis.metrics.bootstrap import (
     Interval,
     interval_around,
     mean_interval,
+    random_subset,
     resample_counts,
 )
 from analysis.metrics.feature_statistics import (
@@ -235,8 +236,7 @@ def pixel_memorization(
     settings: dict[str, Any] = {"ratio": _RATIO}
     if held_out is None:
         distances = nearest_neighbours(some, reference).distances
-        # A sample that two references are equal to has repeated both.
-        near = (distances[:, 0] < _RATIO * distances[:, 1]) | (distances[:, 1] == 0)
+        near = nearest_ratio(distances) < _RATIO
         share = share_interval(int(near.sum()), len(some), confidence=limits.confidence)
         return [_share_row("memorised", share, len(reference), settings)]
     found = memorization(
@@ -265,11 +265,7 @@ def _counts(
 
 
 def _some(members: NDArray[Any], limit: int, seed: int) -> NDArray[Any]:
-    """Return a random subset of at most `limit` members, in their order."""
-    if len(members) <= limit:
-        return members
-    rng = np.random.default_rng(seed)
-    return members[np.sort(rng.choice(len(members), limit, replace=False))]
+    return random_subset(members, limit, np.random.default_rng(seed))
 
 
 def _member_rows(
