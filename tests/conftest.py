@@ -62,6 +62,20 @@ def pytest_configure(config):
         os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark as slow what a module names in `SLOW_TESTS`.
+
+    An entry is a test ("test_x"), one member of it ("test_x[a]"), or a member of all
+    tests of the module ("[a]").
+    """
+    for item in items:
+        named = getattr(item.module, "SLOW_TESTS", ())
+        function, bracket, member = item.name.partition("[")
+        if {item.name, function, bracket + member or None} & set(named):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--write-golden",

@@ -9,9 +9,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+# Each of these takes over five seconds.
+SLOW = (
+    "compare_scores.py",
+    "evaluate_samples.py",
+    "networks_and_weights.py",
+    "train_on_a_folder.py",
+)
 # Those that a test of their own runs are not run again.
-# Each of these takes over ten seconds.
-SLOW = ("networks_and_weights.py", "train_on_a_folder.py")
 EXAMPLES = [
     pytest.param(
         path, id=path.name, marks=pytest.mark.slow if path.name in SLOW else ()

@@ -37,6 +37,24 @@ from samplers.frame import (
 )
 from samplers.search import num_points, rms_error, solve, solve_exactly
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_exact_solutions_of_one_gaussian_are_its_flow",
+    "test_grids_solved_together_are_solved_one_by_one[DPM++ 2M taylor]",
+    "test_grids_solved_together_are_solved_one_by_one[DPM++ 2S]",
+    "test_grids_solved_together_are_solved_one_by_one[DPM++ 3S]",
+    "test_grids_solved_together_are_solved_one_by_one[Euler]",
+    "test_grids_solved_together_are_solved_one_by_one[Heun]",
+    "test_grids_solved_together_are_solved_one_by_one[UniPC-2 bh1]",
+    "test_grids_solved_together_are_solved_one_by_one[UniPC-2 bh2]",
+    "test_grids_solved_together_are_solved_one_by_one[UniPC-3 bh1]",
+    "test_grids_solved_together_are_solved_one_by_one[UniPC-3 bh2]",
+    "test_grids_solved_together_are_solved_one_by_one[v3-2 Gaussian]",
+    "test_grids_solved_together_are_solved_one_by_one[v3-3 Gaussian]",
+    "test_one_coordinate_stands_for_all_outside_of_the_span",
+    "test_one_product_for_all_bases_is_the_mixture_denoiser",
+)
+
 D, INSIDE, RANK, K = 11, 5, 2, 3
 
 

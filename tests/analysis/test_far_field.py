@@ -17,6 +17,9 @@ from analysis.study_plots import plot_far_field
 from configs import InputError
 from diffusion.closed_form import EmpiricalDenoiser, GaussianDenoiser, fit_gaussian
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = ("test_what_the_third_cumulant_leaves_is_a_median_of_its_own",)
+
 
 def random_trials(rng, count=1000, num_points=12, dimension=3):
     """Clouds of every shape and skewness, with x and sigma over decades."""

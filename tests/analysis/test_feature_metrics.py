@@ -31,6 +31,9 @@ from analysis.metrics.kernel import (
 )
 from configs.errors import InputError
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = ("test_the_tangent_of_the_frechet_distance_has_its_slope_and_spread",)
+
 
 def brute_kernel_distance(x, y):
     """The definition, pair by pair."""

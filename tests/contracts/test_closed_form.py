@@ -25,6 +25,16 @@ from diffusion.closed_form import (
     save_closed_form,
 )
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "[empirical_bytes]",
+    "[gaussian_no_residual]",
+    "[mixture_full]",
+    "[mixture_no_residual]",
+    "test_a_mixture_of_one_is_the_gaussian",
+    "test_samples_have_the_moments_of_the_distribution[mixture_isotropic]",
+)
+
 EVENT = (2, 3, 1)
 D = 6
 SIGMAS = (0.002, 0.02, 0.1, 0.5, 1.0, 5.0, 20.0, 80.0)

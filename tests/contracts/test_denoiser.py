@@ -18,6 +18,13 @@ from diffusion.closed_form import fit_gaussian, isotropic_gaussian
 from diffusion.networks import build_network
 from diffusion.preconditioning import EDMPreconditioning
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_is_differentiable[song_unet]",
+    "test_samples_do_not_see_each_other[song_unet]",
+    "test_score_and_noise_are_the_same_statement[song_unet]",
+)
+
 EVENT = (4, 4, 1)
 
 

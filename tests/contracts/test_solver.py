@@ -27,6 +27,33 @@ from samplers import (
 )
 from samplers.coordinates import Coordinates
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "[dpm_solver_pp_3_final]",
+    "[dpm_solver_pp_3_singlestep]",
+    "test_converges_with_its_order[dpm_solver_pp_1]",
+    "test_converges_with_its_order[dpm_solver_pp_2_final]",
+    "test_converges_with_its_order[dpm_solver_pp_2_singlestep]",
+    "test_converges_with_its_order[dpm_solver_pp_2_taylor]",
+    "test_converges_with_its_order[dpm_solver_pp_2_taylor_singlestep]",
+    "test_converges_with_its_order[dpm_solver_v3_1]",
+    "test_converges_with_its_order[dpm_solver_v3_2_pseudo_corrector]",
+    "test_converges_with_its_order[dpm_solver_v3_3_final]",
+    "test_converges_with_its_order[dpm_solver_v3_3_half]",
+    "test_converges_with_its_order[dpm_solver_v3_3_pseudo]",
+    "test_converges_with_its_order[residual_exponential_1]",
+    "test_converges_with_its_order[residual_exponential_2_final]",
+    "test_converges_with_its_order[residual_exponential_2_measured]",
+    "test_converges_with_its_order[residual_exponential_2_rank_1]",
+    "test_converges_with_its_order[residual_exponential_3_measured]",
+    "test_converges_with_its_order[unip_2]",
+    "test_converges_with_its_order[unip_3]",
+    "test_converges_with_its_order[unipc_1]",
+    "test_converges_with_its_order[unipc_2_bh1]",
+    "test_converges_with_its_order[unipc_3_final]",
+    "test_converges_with_its_order[unipc_4_bh2]",
+)
+
 # Two Gaussians in the plane: the simplest density with a curved flow.
 MEANS = np.array([[-1.0, 0.4], [0.8, -0.3]])
 STDS = np.array([0.3, 0.5])

@@ -34,6 +34,23 @@ from diffusion.augmentation import (
     Translate,
 )
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "[chain_mixed]",
+    "[channel_permutation]",
+    "[circular_shift]",
+    "[flip]",
+    "[gamma]",
+    "[maybe]",
+    "[maybe_warped]",
+    "[one_of_mixed]",
+    "[patch_mask]",
+    "[saturation]",
+    "[solarise]",
+    "[turned_twice]",
+    "test_adjoints_are_transposes[edm_pipe]",
+)
+
 SHAPE = (6, 6, 3)
 SIZE = 108
 DRAWS = 64

@@ -19,6 +19,13 @@ from diffusion.adapters import (
 from diffusion.closed_form import MixtureDenoiser
 from diffusion.guidance import Guided
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_a_wrapped_mixture_is_its_own_denoiser[noise]",
+    "test_a_wrapped_mixture_is_its_own_denoiser[score]",
+    "test_a_wrapped_mixture_is_its_own_denoiser[vp_score]",
+)
+
 SIGMAS = np.array([0.02, 0.3, 1.0, 5.0, 70.0])
 
 

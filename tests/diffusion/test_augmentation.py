@@ -35,6 +35,12 @@ from diffusion.augmentation import (
 )
 from diffusion.augmentation.building import TRANSFORMS
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_an_image_depends_on_its_own_key_alone",
+    "test_labels_and_losses_follow_the_gain_and_the_visible_pixels[others1]",
+)
+
 SHAPE = (8, 8, 3)
 COUNT = 64
 KEYS = jax.random.split(jax.random.key(0), COUNT)

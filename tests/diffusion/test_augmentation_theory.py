@@ -26,6 +26,15 @@ from diffusion.augmentation.combinations import OneOf
 from diffusion.preconditioning import EDMPreconditioning
 from samplers import Heun, karras, sample
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_least_squares_finds_the_gaussian_optimum[cutout:.3:.4]",
+    "test_scores_change_variables_with_the_jacobian",
+    "test_tweedie_with_coloured_noise[affine]",
+    "test_tweedie_with_coloured_noise[cutout:.3:.7]",
+    "test_tweedie_with_coloured_noise[rot90]",
+)
+
 SHAPE = (3, 3, 1)
 D = 9
 SIGMA = 0.6

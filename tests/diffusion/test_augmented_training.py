@@ -25,6 +25,13 @@ from diffusion.training.building import build_problem
 from diffusion.training.log import read_metrics
 from samplers.generation import generate_samples
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_another_augmentation_is_another_run",
+    "test_the_identity_takes_over_in_training_too",
+    "test_what_is_switched_off_may_change",
+)
+
 
 def tiny(config, images_path, **changes):
     """Return a preset at reduced width on images of a file."""

@@ -15,6 +15,17 @@ from diffusion.closed_form import (
     fit_gaussian,
 )
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_chunks_do_not_change_the_result[1]",
+    "test_chunks_do_not_change_the_result[4096]",
+    "test_chunks_do_not_change_the_result[7]",
+    "test_pairs_of_close_points_are_told_apart[0.002-False]",
+    "test_pairs_of_close_points_are_told_apart[0.002-True]",
+    "test_pairs_of_close_points_are_told_apart[0.02-False]",
+    "test_pairs_of_close_points_are_told_apart[0.2-False]",
+)
+
 D = 3072
 
 

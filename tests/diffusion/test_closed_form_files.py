@@ -25,6 +25,13 @@ from diffusion.closed_form import (
 from diffusion.command_line import exit_on_error
 from diffusion.data import data_digest, open_dataset
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_the_command_fits_every_kind[--kind empirical --max-images 50-empirical]",
+    "test_the_command_fits_every_kind[--kind gaussian --rank 3-gaussian]",
+    "test_the_command_fits_every_kind[--third-cumulant 2-edgeworth]",
+)
+
 EVENT = (3, 2, 2)
 
 

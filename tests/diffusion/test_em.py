@@ -17,6 +17,9 @@ from diffusion.closed_form import MixtureDenoiser, fit_mixture, run_em
 from diffusion.closed_form.image_rows import ImageRows
 from diffusion.closed_form.kmeans import fit_kmeans
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = ("test_minibatches_come_close_to_whole_passes",)
+
 D, K = 6, 3
 
 

@@ -34,6 +34,13 @@ from pickle_writer import Storage, dumps, module, tensor, torch_zip
 from test_torch_parity import tensor_names
 from torch_networks import CASES, edm_arguments, random_tensor
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_a_grid_stays_within_the_levels_that_a_network_knows",
+    "test_a_snapshot_of_edm_comes_back_bit_for_bit[adm_small]",
+    "test_a_snapshot_of_edm_comes_back_bit_for_bit[ddpmpp_small]",
+)
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

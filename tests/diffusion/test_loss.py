@@ -31,6 +31,9 @@ from diffusion.training.state import create_state, init_params
 from diffusion.training.step import Fixed, build_evaluation, build_step
 from tests.diffusion.runs import with_training
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = ("test_a_step_on_the_losses_of_vp_and_ve_equals_numpy[vp]",)
+
 EVENT, BATCH, EDGES = (2, 3, 1), 32, (0.1, 1.0, 10.0)
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (BATCH, *EVENT))
 PRECONDITIONINGS = {

@@ -15,6 +15,12 @@ from configs.network_schema import DhariwalUNetConfig, SongUNetConfig
 from diffusion.networks import build_network
 from diffusion.networks.layers import GroupNorm, drop_labels
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_bfloat16_is_near_float32",
+    "test_bfloat16_multiplies_narrow_and_normalises_wide",
+)
+
 EVENT = (8, 8, 3)
 CONFIGS = {
     "song": SongUNetConfig(

@@ -14,6 +14,20 @@ from diffusion.networks.convolution import convolve, downsample, upsample
 from diffusion.networks.layers import GroupNorm, dropout, positional_embedding
 from diffusion.networks.residual_block import Attention, BlockSettings
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_images_need_not_be_square",
+    "test_published_numbers_of_parameters[config0-event0-55732739]",
+    "test_published_numbers_of_parameters[config1-event1-55733891]",
+    "test_published_numbers_of_parameters[config2-event2-55735299]",
+    "test_published_numbers_of_parameters[config4-event4-56400643]",
+    "test_published_numbers_of_parameters[config5-event5-61805571]",
+    "test_published_numbers_of_parameters[config6-event6-62761091]",
+    "test_published_numbers_of_parameters[config7-event7-295899267]",
+    "test_tensors_have_the_published_names_and_shapes[adm 64]",
+    "test_tensors_have_the_published_names_and_shapes[ddpmpp 32 cond]",
+)
+
 NCSNPP = {
     "encoder": "residual",
     "embedding": "fourier",

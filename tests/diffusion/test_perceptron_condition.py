@@ -9,6 +9,14 @@ from configs import InputError
 from configs.network_schema import MLPConfig
 from diffusion.networks import build_network
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_a_zero_condition_is_no_condition[bfloat16-False]",
+    "test_a_zero_condition_is_no_condition[bfloat16-True]",
+    "test_a_zero_condition_is_no_condition[float32-False]",
+    "test_an_adaptive_perceptron_trains_and_sees_the_noise_level",
+)
+
 EVENT = (3, 2)
 X = jax.random.normal(jax.random.key(1), (5, *EVENT))
 C_NOISE = jnp.linspace(-1.5, 1.0, 5)

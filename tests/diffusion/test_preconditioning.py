@@ -26,6 +26,18 @@ from diffusion.preconditioning import (
 from diffusion.training import load_denoiser, train
 from diffusion.uncertainty import init_uncertainty, log_uncertainty
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_a_network_of_iddpm_is_asked_at_known_levels_only",
+    "test_gaussian_preconditioning_without_a_network_is_the_closed_form",
+    "test_input_and_target_have_unit_variance_on_gaussian_data[0.05-edm]",
+    "test_input_and_target_have_unit_variance_on_gaussian_data[0.05-gaussian]",
+    "test_input_and_target_have_unit_variance_on_gaussian_data[0.7-gaussian]",
+    "test_input_and_target_have_unit_variance_on_gaussian_data[30.0-gaussian]",
+    "test_training_on_a_gaussian_keeps_it_in_the_workdir",
+    "test_with_flips_the_gaussian_is_that_of_the_mirror_images_too",
+)
+
 SIGMA = np.array([0.01, 0.5, 20.0])
 
 

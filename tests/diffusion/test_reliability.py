@@ -36,6 +36,14 @@ from tests.diffusion.runs import (
     with_training,
 )
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_a_full_disk_stops_with_one_line_and_the_run_goes_on",
+    "test_a_signal_while_the_data_are_read_stops_before_the_first_step",
+    "test_damage_to_the_newest_checkpoint_costs_no_more_than_the_steps_since[empty_directory]",
+    "test_killed_within_a_checkpoint_write_it_goes_on",
+)
+
 # Found by the same digest as a truncated file, or skipped like an empty folder.
 COVERED = ("flip_a_byte", "delete_metadata", "leave_temporary", "delete_a_file")
 STEPS = 200

@@ -42,6 +42,12 @@ from diffusion.training.state import create_state, init_params
 from diffusion.training.step import build_step
 from tests.diffusion.runs import stored, with_training
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_parameters_do_not_depend_on_accumulation",
+    "test_too_many_such_steps_stop_the_run_at_its_last_checkpoint",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Recorder:

@@ -30,6 +30,9 @@ from diffusion.interop.edm import _edm_name, convert_edm  # noqa: E402
 from diffusion.networks import build_network  # noqa: E402
 from diffusion.preconditioning import EDMPreconditioning  # noqa: E402
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = ("test_the_denoiser_equals_edms_formula",)
+
 GOLDEN = HERE / "golden_networks.npz"
 SLOW = [
     name if name == "ddpmpp_small" else pytest.param(name, marks=pytest.mark.slow)

@@ -30,6 +30,12 @@ from diffusion.training.record import read_record
 from diffusion.training.step import build_optimizer, sigma_bins
 from tests.diffusion.runs import ROOT, assert_same_run, process, with_training
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_rows_beyond_the_restored_step_are_dropped",
+    "test_the_loss_falls",
+)
+
 
 # Over five seconds: only a second process shows that nothing lives in memory alone.
 def test_resume_is_bitwise_equal(tmp_path):

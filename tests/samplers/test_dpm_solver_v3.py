@@ -23,6 +23,23 @@ from samplers import (
 from samplers.coordinates import Coordinates
 from samplers.statistics_estimation import Passes
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_estimated_gains_are_those_of_the_closed_form",
+    "test_gaussian_statistics_make_any_step_exact[0-points0-1]",
+    "test_gaussian_statistics_make_any_step_exact[0-points1-1]",
+    "test_gaussian_statistics_make_any_step_exact[0-points1-2]",
+    "test_gaussian_statistics_make_any_step_exact[3-points0-1]",
+    "test_gaussian_statistics_make_any_step_exact[3-points0-2]",
+    "test_gaussian_statistics_make_any_step_exact[3-points1-1]",
+    "test_gaussian_statistics_make_any_step_exact[3-points1-2]",
+    "test_gaussian_statistics_make_any_step_exact[3-points1-3]",
+    "test_gaussian_statistics_make_any_step_exact[5-points0-1]",
+    "test_gaussian_statistics_make_any_step_exact[5-points1-1]",
+    "test_gaussian_statistics_make_any_step_exact[5-points1-2]",
+    "test_gaussian_statistics_make_any_step_exact[5-points1-3]",
+)
+
 RNG = np.random.default_rng(0)
 ROTATION = np.linalg.qr(RNG.normal(size=(5, 5)))[0]
 NODES = np.geomspace(80, 0.002, 40)

@@ -37,6 +37,9 @@ from samplers.model_statistics import (
 from samplers.statistics_run import estimate_for_workdir, estimate_gains_for_workdir
 from tests.diffusion.runs import with_training
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = ("test_a_killed_estimation_goes_on_to_the_same_file",)
+
 SIZES = dict(
     num_levels=4, num_samples=20, batch_size=16, sigma_range=(0.01, 50.0), seed=0
 )

@@ -36,6 +36,14 @@ from samplers.drawing import Drawing, draw_blocks, draw_classes
 from samplers.generation import generate_samples
 from samplers.model import Model
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_an_image_is_the_same_whatever_the_number[prefix]",
+    "test_an_image_is_the_same_whatever_the_number[prior]",
+    "test_an_image_is_the_same_whatever_the_number[teleport]",
+    "test_blocks_do_not_pile_up_on_the_device",
+)
+
 ROOT = Path(__file__).resolve().parents[2]
 EVENT = (2, 2, 1)
 CLASSES = 3

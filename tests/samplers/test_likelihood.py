@@ -11,6 +11,17 @@ from configs import InputError
 from diffusion.closed_form import GaussianDenoiser, MixtureDenoiser
 from samplers.likelihood import bits_per_dimension, dequantise, log_likelihood
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_an_image_has_its_likelihood_in_any_batch",
+    "test_exact_divergence_gives_the_density_in_closed_form[mixture]",
+    "test_float32_is_good_to_four_digits",
+    "test_hutchinson_is_within_three_standard_errors[gaussian]",
+    "test_images_keep_their_shape_and_jit_gives_the_same",
+    "test_one_probe_has_no_standard_error_of_its_own",
+    "test_without_a_gaussian_it_is_the_density_of_what_the_prior_start_makes",
+)
+
 D = 3
 ROTATION = np.linalg.qr(np.random.default_rng(0).normal(size=(D, D)))[0]
 MEAN = np.array([0.3, -0.2, 0.1])

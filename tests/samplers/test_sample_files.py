@@ -17,6 +17,9 @@ from samplers.partial_files import open_partial_files
 from samplers.sample_files import Block, SampleFiles, image_name
 from samplers.stored_zip import end_of_directory, member_records
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = ("test_memory_does_not_grow_with_the_number_of_samples",)
+
 FORMATS = ("folder", "zip", "npz", "npy")
 SHAPE = (4, 3, 3)
 

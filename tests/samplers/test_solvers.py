@@ -21,6 +21,11 @@ from samplers import (
 )
 from samplers.exponential import lagrange_weights, multistep_orders, phi
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_the_adaptive_solver_meets_its_tolerance_with_the_calls_it_counts[2]",
+)
+
 GAUSSIAN = GaussianDenoiser(
     jnp.asarray([0.5, -0.2]), jnp.eye(2), jnp.asarray([1.0, 0.04])
 )

@@ -27,6 +27,17 @@ from samplers.start import AnalyticPrefix, ClassTeleport, Prior, Teleport
 from samplers.stochastic_heun import StochasticHeun
 from samplers.unipc import UniPC
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_a_sample_that_does_not_arrive_is_nan_and_harms_no_other",
+    "test_analytic_prefix_agrees_with_2000_steps_of_the_same_flow",
+    "test_analytic_prefix_takes_any_denoiser_and_is_a_start_inside_jit",
+    "test_invert_declares_the_calls_that_are_counted[Euler()]",
+    "test_invert_declares_the_calls_that_are_counted[Heun()]",
+    "test_invert_solves_the_last_move_to_first_order",
+    "test_invert_then_sample_and_the_reverse_return_data_and_noise[heun]",
+)
+
 K, D, R = 3, 4, 2
 
 

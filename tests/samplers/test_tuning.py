@@ -42,6 +42,12 @@ from samplers.tuning import (
 )
 from samplers.tuning_run import Sizes, tune
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_search_predicts_what_integrate_finds[heun]",
+    "test_search_predicts_what_integrate_finds[residual_exponential 3]",
+)
+
 RANGE = (0.002, 80.0)
 SPACE = SearchSpace(
     forms=("dpm_solver_pp 2 midpoint", "residual_exponential 2"),

@@ -13,6 +13,16 @@ from analysis.kernels.angles import angle
 from analysis.kernels.relu_ntk import arc_cosine, relu_ntk, sphere_eigenvalues
 from configs.errors import InputError
 
+# Left to `make test-all`: members of families that others stand for, and the longest.
+SLOW_TESTS = (
+    "test_derivative_at_coincident_points_is_that_without_the_kink[2-1]",
+    "test_derivative_elsewhere_is_that_of_finite_differences[40-3-both]",
+    "test_kernel_is_accurate_for_parallel_points_too[4-3-both]",
+    "test_kernel_is_accurate_for_parallel_points_too[40-1-first]",
+    "test_kernel_is_accurate_for_parallel_points_too[40-2-first]",
+    "test_kernel_is_accurate_for_parallel_points_too[40-3-both]",
+)
+
 GOLDEN = Path(__file__).with_name("golden_neural_tangents.npz")
 
 
