@@ -42,7 +42,7 @@ __all__ = [
     "without_details",
 ]
 
-_CLEAR = 2.0  # standard errors that a minimum must lie below both ends
+_CLEAR = 2.0  # standard errors of the difference to the minimum
 
 
 class TrainingComparison(NamedTuple):
@@ -75,17 +75,22 @@ class TrainingComparison(NamedTuple):
 class Departure(NamedTuple):
     """Where one candidate explains most of the score at one noise level.
 
+    A minimum lies too low by chance: it is chosen on every other probe, and other
+    checkpoints are told from it on the rest.  One is above the minimum if its fraction
+    is greater by more than two standard errors of the difference, probe by probe.
+
     Attributes:
         sigma: Noise level, data units.
-        step: The checkpoint with the least unexplained fraction.
+        step: The minimum: the checkpoint with the least unexplained fraction of every
+            other probe.
         num_images: Training images seen by then.
-        least: The unexplained fraction there.
+        least: The unexplained fraction there, over all probes.
         first: That of the first checkpoint.
         last: That of the last checkpoint.
-        departs: Whether the fraction falls to its minimum and rises after it, each by
-            more than two standard errors of the difference, probe by probe.
-        departs_at: Training images seen at the first later checkpoint that is above
-            the minimum by as much; None if there is none.
+        departs: Whether the first checkpoint is above the minimum, and so are the last
+            and perhaps others before it.
+        departs_at: Training images seen at the first checkpoint after the minimum that
+            is above it with all that follow; None if the network does not depart.
     """
 
     sigma: float
@@ -223,18 +228,11 @@ def _departure(
 ) -> Departure:
     """Return the nearest checkpoint at one level, from fractions (S, N)."""
     averages = fractions.mean(axis=1)
-    lowest = int(np.argmin(averages))
-    # A minimum lies too low by chance: it is chosen on one half of the probes, and
-    # told from the ends on the other.
-    chosen = int(np.argmin(fractions[:, ::2].mean(axis=1)))
-    others = fractions[:, 1::2]
-
-    def is_above(index: int) -> bool:
-        gap = others[index] - others[chosen]
-        error = gap.std(ddof=1) / np.sqrt(len(gap)) if len(gap) > 1 else np.inf
-        return bool(gap.mean() > _CLEAR * error)
-
-    later = [i for i in range(chosen + 1, len(fractions)) if is_above(i)]
+    lowest = int(np.argmin(fractions[:, ::2].mean(axis=1)))
+    is_above = _above(fractions[:, 1::2], lowest)
+    # Above at this and all later checkpoints; the minimum itself never is.
+    stays = np.logical_and.accumulate(is_above[::-1])[::-1]
+    departs = bool(is_above[0] and stays[-1])
     return Departure(
         sigma=float(sigma),
         step=int(comparison.steps[lowest]),
@@ -242,9 +240,22 @@ def _departure(
         least=float(averages[lowest]),
         first=float(averages[0]),
         last=float(averages[-1]),
-        departs=is_above(0) and is_above(-1),
-        departs_at=int(comparison.num_images[later[0]]) if later else None,
+        departs=departs,
+        departs_at=int(comparison.num_images[np.argmax(stays)]) if departs else None,
     )
+
+
+def _above(fractions: NDArray[np.float64], lowest: int) -> NDArray[np.bool_]:
+    """Tell which of fractions (S, N) are clearly above those of one checkpoint, (S,).
+
+    None is with fewer than two probes, which have no standard error.
+    """
+    count = fractions.shape[1]
+    if count < 2:
+        return np.zeros(len(fractions), bool)
+    gap = fractions - fractions[lowest]
+    error = gap.std(axis=1, ddof=1) / np.sqrt(count)
+    return gap.mean(axis=1) > _CLEAR * error
 
 
 def _stack(summaries: Sequence[Summary]) -> Summary:

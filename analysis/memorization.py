@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from analysis.metrics.bootstrap import random_subset
 from analysis.neighbours import Neighbours, as_rows, check_images, nearest_neighbours
-from configs.errors import InputError
+from configs.errors import InputError, require
 
 __all__ = [
     "Leak",
@@ -155,6 +155,7 @@ def memorization(
     held_out: ArrayLike,
     *,
     ratio: float = 1 / 3,
+    max_controls: int | None = None,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Memorization:
@@ -171,8 +172,10 @@ def memorization(
             as memorised, for their copy is the second neighbour.
         held_out: (M, *event) of the same distribution, not trained on.
         ratio: d1/d2 below which a sample is called memorised, in (0, 1).
+        max_controls: Held-out images in the place of samples at most, a random subset
+            of them; None for all.  The copy rate looks at all.
         seed: Of the random subset of the larger of the two sets that makes references
-            for the copy rate equally many.
+            for the copy rate equally many, and of the controls.
         confidence: Of all intervals, two-sided.
 
     Returns:
@@ -190,10 +193,18 @@ def memorization(
         raise InputError(
             "there is 1 training image; at least 2 are needed to compare distances"
         )
-
+    require(
+        max_controls is None or max_controls >= 1,
+        "max_controls",
+        max_controls,
+        "at least 1",
+    )
+    controls = random_subset(
+        held_out, max_controls or len(held_out), np.random.default_rng(seed)
+    )
     ratios, held_out_ratios = (
         nearest_ratio(nearest_neighbours(images, training).distances)
-        for images in (samples, held_out)
+        for images in (samples, controls)
     )
     count = min(len(training), len(held_out))
     rng = np.random.default_rng(seed)

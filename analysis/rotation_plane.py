@@ -18,6 +18,7 @@ from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.trajectories import (
+    DenoiserOf,
     Quartiles,
     quartile_cells,
     quartiles_of,
@@ -63,6 +64,7 @@ def measure_rotation(
     sigmas: ArrayLike,
     solver: Solver = Heun(),  # noqa: B008, a frozen value
     block_size: int = 64,
+    denoiser_of: DenoiserOf | None = None,
 ) -> RotationPlane:
     """Measure how nearly a model's trajectories stay in the plane of noise and sample.
 
@@ -73,6 +75,7 @@ def measure_rotation(
         sigmas: (L,) noise grid, at least two points.
         solver: How to move along the grid.
         block_size: Trajectories at once.
+        denoiser_of: See `analysis.trajectories.trace_blocks`.
 
     Returns:
         See `RotationPlane`.
@@ -85,7 +88,13 @@ def measure_rotation(
         raise InputError("the grid has one point; a trajectory needs at least two")
     curves, variances = [], []
     blocks = trace_blocks(
-        denoiser, key, shape, grid, solver=solver, block_size=block_size
+        denoiser,
+        key,
+        shape,
+        grid,
+        solver=solver,
+        block_size=block_size,
+        denoiser_of=denoiser_of,
     )
     for trace in blocks:
         x = np.asarray(trace.x).reshape(grid.size, trace.x.shape[1], -1)

@@ -85,8 +85,10 @@ class Comparison(NamedTuple):
         squared_error: |reference - candidate|^2 / D of the denoised sample, squared
             data units.
         score_reversed: As `score`, over the candidate's score.
-        denoised_reversed: As `denoised`, over the candidate's centred sample; -inf
-            for a candidate that knows the mean alone.
+        denoised_reversed: As `denoised`, over the candidate's centred sample.  -inf,
+            with a standard error of nan, where that is 0 for some probe: at every
+            level for a candidate that knows the mean alone, and for others at levels
+            so high that in the numbers' precision D is the mean.
         score_pooled: 1 - mean |s - s_c|^2 / mean |s|^2.
         denoised_pooled: The same of denoised, centred samples.
         score_unexplained: (M, L, N) unexplained fraction of the score of each probe, of

@@ -25,7 +25,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.trajectories import trace_blocks
+from analysis.trajectories import DenoiserOf, trace_blocks
 from configs.errors import InputError, is_positive
 from diffusion.closed_form import GaussianDenoiser
 from diffusion.denoiser import Denoiser
@@ -110,6 +110,7 @@ def measure_emergence(
     num_directions: int = 12,
     solver: Solver = Heun(),  # noqa: B008, a frozen value
     block_size: int = 64,
+    denoiser_of: DenoiserOf | None = None,
 ) -> Emergence:
     """Measure when the coefficients of the denoised sample appear.
 
@@ -124,6 +125,7 @@ def measure_emergence(
         num_directions: How many of these at most.
         solver: How to move along the grid.
         block_size: Trajectories at once.
+        denoiser_of: See `analysis.trajectories.trace_blocks`.
 
     Returns:
         Prediction and measurement at every grid point.
@@ -138,7 +140,13 @@ def measure_emergence(
     parts = []
     shape = (num_samples, *gaussian.mean.shape)
     for trace in trace_blocks(
-        denoiser, key, shape, grid, solver=solver, block_size=block_size
+        denoiser,
+        key,
+        shape,
+        grid,
+        solver=solver,
+        block_size=block_size,
+        denoiser_of=denoiser_of,
     ):
         flat = trace.denoised.reshape(*trace.denoised.shape[:2], -1)
         centred = flat - jnp.ravel(gaussian.mean)
@@ -211,6 +219,7 @@ def perturbation_response(
     size: float = 0.1,
     solver: Solver = Heun(),  # noqa: B008, a frozen value
     block_size: int = 64,
+    denoiser_of: DenoiserOf | None = None,
 ) -> PerturbationResponse:
     """Step off the trajectories and measure where they end.
 
@@ -228,6 +237,7 @@ def perturbation_response(
         size: Length of the step relative to the noise level.
         solver: How to move along the grid; a deterministic one.
         block_size: Trajectories at once.
+        denoiser_of: See `analysis.trajectories.trace_blocks`.
 
     Returns:
         Prediction and measurement for every level and direction.
@@ -246,16 +256,25 @@ def perturbation_response(
     places = sorted({int(np.argmin(np.abs(np.log(grid / s)))) for s in levels})
     steps = jnp.asarray(gaussian.basis)[:, chosen].T
     steps = steps.reshape(len(chosen), *gaussian.mean.shape)
-    parts = []
+    parts, done = [], 0
     shape = (num_samples, *gaussian.mean.shape)
     for trace in trace_blocks(
-        denoiser, key, shape, grid, solver=solver, block_size=block_size
+        denoiser,
+        key,
+        shape,
+        grid,
+        solver=solver,
+        block_size=block_size,
+        denoiser_of=denoiser_of,
     ):
+        numbers = np.arange(done, done + trace.x.shape[1])
+        model = denoiser if denoiser_of is None else denoiser_of(numbers)
         changes = [
-            _changes(denoiser, trace.x[place], steps, grid[place:], size, solver)
+            _changes(model, trace.x[place], steps, grid[place:], size, solver)
             for place in places
         ]
         parts.append(np.stack(changes))
+        done += len(numbers)
     # (P, K, along and off, n)
     along, off = np.moveaxis(np.concatenate(parts, axis=-1), 2, 0)
     spread = along.std(axis=-1, ddof=1) if num_samples > 1 else np.nan * along[..., 0]

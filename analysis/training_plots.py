@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.gaussian_first import TrainingComparison
+from analysis.gaussian_first import Departure, TrainingComparison, departures
 from analysis.plots import COLOURS, open_panels
 
 __all__ = ["plot_gaussian_first"]
@@ -30,8 +30,10 @@ def plot_gaussian_first(
     count = len(comparison.names)
     figure, panels = open_panels(count, 4.6 * count, 4.2, share_y=True)
     for index, (name, axes) in enumerate(zip(comparison.names, panels, strict=True)):
+        nearest = departures(comparison, name)
         for position, level in enumerate(levels):
-            _draw(axes, comparison, index, level, COLOURS[position % len(COLOURS)])
+            colour = COLOURS[position % len(COLOURS)]
+            _draw(axes, comparison, index, level, nearest[level], colour)
         axes.set(yscale="log", title=name)
         axes.set_xscale("symlog", linthresh=_first_step(comparison))
         axes.set_xlabel("training images seen")
@@ -42,7 +44,12 @@ def plot_gaussian_first(
 
 
 def _draw(
-    axes: Axes, comparison: TrainingComparison, index: int, level: int, colour: str
+    axes: Axes,
+    comparison: TrainingComparison,
+    index: int,
+    level: int,
+    nearest: Departure,
+    colour: str,
 ) -> None:
     seen = comparison.num_images
     unexplained = 1 - comparison.score.mean[:, index, level]
@@ -51,7 +58,7 @@ def _draw(
     axes.plot(seen, unexplained, "o-", ms=3, color=colour, label=label)
     low = np.maximum(unexplained - error, unexplained / 10)
     axes.fill_between(seen, low, unexplained + error, color=colour, alpha=0.2)
-    lowest = int(np.argmin(unexplained))
+    lowest = list(comparison.steps).index(nearest.step)
     axes.plot(seen[lowest], unexplained[lowest], "v", ms=8, color=colour)
 
 

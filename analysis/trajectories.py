@@ -32,6 +32,7 @@ from samplers.runge_kutta import (
 from samplers.schedules import check_grid
 
 __all__ = [
+    "DenoiserOf",
     "Quartiles",
     "TrajectoryComparison",
     "compare_trajectories",
@@ -42,6 +43,8 @@ __all__ = [
 ]
 
 _MAX_STEPS = 10_000  # between two grid points, of a closed form
+
+DenoiserOf = Callable[[NDArray[np.intp]], Denoiser]  # of trajectories of some numbers
 
 
 class Quartiles(NamedTuple):
@@ -97,6 +100,7 @@ def trace_blocks(
     *,
     solver: Solver = Heun(),  # noqa: B008, a frozen value
     block_size: int = 64,
+    denoiser_of: DenoiserOf | None = None,
 ) -> Iterator[Trace]:
     """Follow trajectories from sigma_T n in blocks of one size.
 
@@ -107,6 +111,8 @@ def trace_blocks(
         sigmas: (L,) noise grid.
         solver: How to move along the grid.
         block_size: Trajectories at once; memory is that of 2 L block_size samples.
+        denoiser_of: What denoises trajectories of some numbers, (B,), in place of the
+            denoiser: a network that is told classes.
 
     Yields:
         Traces of at most block_size trajectories, n in all.
@@ -122,8 +128,9 @@ def trace_blocks(
         )
     size = min(block_size, count)
     for first in range(0, count, size):
+        numbers = np.minimum(np.arange(first, first + size), count - 1)
         solution = sample(
-            denoiser,
+            denoiser if denoiser_of is None else denoiser_of(numbers),
             key,
             (size, *shape[1:]),
             sigmas,
@@ -147,6 +154,8 @@ def compare_trajectories(
     rtol: float | None = None,
     tolerance: float = 0.01,
     block_size: int = 64,
+    reference_of: DenoiserOf | None = None,
+    candidates_of: Mapping[str, DenoiserOf] | None = None,
 ) -> TrajectoryComparison:
     """Compare candidates' trajectories with a reference's from the same noise.
 
@@ -162,6 +171,10 @@ def compare_trajectories(
             many more calls (`samplers.runge_kutta`).
         tolerance: Mean squared error per element that counts as close.
         block_size: Trajectories at once.
+        reference_of: What denoises trajectories of some numbers, (B,), in place of the
+            reference: a network that is told classes.
+        candidates_of: The same for further candidates, by name; they follow the others
+            and move with the reference's solver.
 
     Returns:
         Errors at every grid point with their quartiles.  A candidate that is the
@@ -172,7 +185,8 @@ def compare_trajectories(
             described.
     """
     grid = check_grid(sigmas)
-    if not candidates:
+    further = candidates_of or {}
+    if not candidates and not further:
         raise InputError("there is no candidate to compare with; give at least one")
     follow = functools.partial(
         trace_blocks,
@@ -183,8 +197,9 @@ def compare_trajectories(
         block_size=block_size,
     )
     paths = [_paths_of(one, follow, grid, rtol) for one in candidates.values()]
+    paths += [_same_noise(follow(reference, denoiser_of=of)) for of in further.values()]
     blocks = []
-    for trace in follow(reference):
+    for trace in follow(reference, denoiser_of=reference_of):
         errors = [_squared_errors(trace, path(trace.x[0])) for path in paths]
         blocks.append(np.stack([np.asarray(part, np.float64) for part in errors]))
     # (M candidates, x and denoised, L, n)
@@ -192,7 +207,7 @@ def compare_trajectories(
     means = found.mean(axis=-1)
     close = np.cumprod(means < tolerance, axis=-1).sum(axis=-1)
     return TrajectoryComparison(
-        names=tuple(candidates),
+        names=(*candidates, *further),
         sigmas=grid,
         num_samples=found.shape[-1],
         tolerance=tolerance,
@@ -206,7 +221,7 @@ def compare_trajectories(
 
 def _paths_of(
     candidate: Denoiser,
-    follow: Callable[[Denoiser], Iterator[Trace]],
+    follow: Callable[..., Iterator[Trace]],
     sigmas: NDArray[np.float64],
     rtol: float | None,
 ) -> Callable[[Array], Trace]:
@@ -215,7 +230,11 @@ def _paths_of(
         return lambda x: _gaussian_path(candidate, x, sigmas)
     if rtol is not None:
         return lambda x: _flow_path(candidate, x, sigmas, rtol)
-    traces = follow(candidate)  # the key makes the same x_T again
+    return _same_noise(follow(candidate))
+
+
+def _same_noise(traces: Iterator[Trace]) -> Callable[[Array], Trace]:
+    """Return traces one after another; the key has made the same x_T again."""
     return lambda x: next(traces)
 
 

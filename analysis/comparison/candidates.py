@@ -47,6 +47,7 @@ _IMAGES_PER_COMPONENT = 10
 _MIXTURE_RANK = 64
 _MOST_CLASSES = 100  # by default: a Gaussian of rank 64 for each
 _IN_MEMORY = 2**32  # bytes of images that models which hold them are fitted to
+_HOLDING = ("classes", "mixtures", "empirical")  # need all images at once
 
 
 def gaussian_candidates(gaussian: GaussianDenoiser) -> Mapping[str, Denoiser]:
@@ -151,16 +152,25 @@ def _wanted(split: Split, settings: ComparisonSettings) -> tuple[str, ...]:
     """Return the kinds of candidates that were asked for and exist."""
     labels = split.training.labels
     classes = np.unique(labels)
+    size = split.training.images.nbytes
     if settings.models is None:
         several = classes[0] >= 0 and 1 < len(classes) <= _MOST_CLASSES
         left_out = () if several else ("classes",)
-        if split.training.images.nbytes > _IN_MEMORY:
-            left_out = ("classes", "mixtures", "empirical")
+        if size > _IN_MEMORY:
+            left_out = _HOLDING
         return tuple(kind for kind in KINDS if kind not in left_out)
     if "classes" in settings.models and classes[0] < 0:
         raise InputError(
             "--models classes needs a class for every image, but the training images "
             "have no labels; leave it out"
+        )
+    held = [kind for kind in settings.models if kind in _HOLDING]
+    if held and size > _IN_MEMORY:
+        raise InputError(
+            f"--models {held[0]} holds all training images in memory, "
+            f"{size / 2**30:.1f} GiB; up to {_IN_MEMORY / 2**30:g} GiB are allowed: "
+            f"leave it out, or fit one to fewer with diffusion.fit_closed_form and "
+            f"name its file with --candidates"
         )
     return settings.models
 

@@ -1,10 +1,12 @@
 """A network against closed forms: tables, figures and page in ``WORKDIR/comparison``.
 
-``comparison.json`` is written last: a folder that holds it, for the same checkpoint,
-images and settings, is complete.
+``comparison.json`` tells the files of the page with their digests, and, written last,
+what they were made from: a folder in which both are as they should be is complete.
+Files of an earlier page that this one does not name are deleted.
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ from analysis.section import Section
 from diffusion.atomic import write_json
 from diffusion.training.loading import checkpoint_steps
 from diffusion.training.locking import lock_workdir
+from diffusion.training.record import read_record
 from diffusion.versions import versions
 
 __all__ = ["write_comparison"]
@@ -55,17 +58,25 @@ def write_comparison(workdir: str | Path, settings: ComparisonSettings) -> None:
     with lock_workdir(folder):
         run = open_compared_run(workdir, settings, folder)
         about = _about(run, settings)
-        if page.is_file() and _read(folder / "comparison.json") == about:
+        record = folder / "comparison.json"
+        earlier = _read(record)
+        files = earlier.get("files", {})
+        if earlier == {**about, "files": files} and _are_as_kept(folder, files):
             print(f"done already: {page}. To start afresh delete {folder}.", flush=True)
             return
-        (folder / "comparison.json").unlink(missing_ok=True)
+        known = {**files, **_section_files(folder)}
+        write_json(record, {"files": known})  # without `about`: begun, not complete
         sections = []
         if settings.wants("scores"):
             study = measure_scores(run, settings, folder / "partial")
             sections += score_sections(study, folder)
+            known |= _digests(folder, sections)
+            write_json(record, {"files": known})
         sections += study_sections(run, settings, folder)
         _write_page(page, run, settings, sections)
-        write_json(folder / "comparison.json", about)
+        files = {page.name: _digest(page), **_digests(folder, sections)}
+        _delete_stale(folder, {n: d for n, d in known.items() if n not in files})
+        write_json(record, {**about, "files": files})
     print(f"comparison: {page}", flush=True)
 
 
@@ -80,11 +91,63 @@ def _about(run: ComparedRun, settings: ComparisonSettings) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
-def _read(path: Path) -> Mapping[str, Any] | None:
+def _read(path: Path) -> Mapping[str, Any]:
+    """Return what a JSON file says; nothing if it is missing or damaged."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError):
-        return None
+        return {}
+    is_ours = isinstance(found, dict) and isinstance(found.get("files", {}), dict)
+    return found if is_ours else {}
+
+
+def _section_files(folder: Path) -> dict[str, str]:
+    """Return the files of sections that earlier calls have kept, with digests."""
+    found: dict[str, str] = {}
+    for path in (folder / "partial").glob("section_*.json"):
+        found |= _read(path).get("files", {})
+    return found
+
+
+def _digests(folder: Path, sections: Sequence[Section]) -> dict[str, str]:
+    """Return the sha256 of tables and figures, by their names in the folder."""
+    names = []
+    for item in (item for section in sections for item in section.items):
+        if "file" in item:
+            names.append(item["file"])
+        if "figure" in item:
+            names += [f"figures/{item['figure']}{end}" for end in (".png", ".svg")]
+    return {name: _digest(folder / name) for name in names}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _is_as_kept(path: Path, digest: str) -> bool:
+    return path.is_file() and _digest(path) == digest
+
+
+def _are_as_kept(folder: Path, files: Mapping[str, str]) -> bool:
+    return all(_is_as_kept(folder / name, digest) for name, digest in files.items())
+
+
+def _delete_stale(folder: Path, files: Mapping[str, str]) -> None:
+    """Delete files of earlier calls, unless somebody has changed them since."""
+    for name, digest in files.items():
+        path = folder / name
+        inside = path.resolve().is_relative_to(folder.resolve())
+        if inside and _is_as_kept(path, digest):
+            path.unlink()
+
+
+def _checkpoint(run: ComparedRun) -> str:
+    """Say which checkpoint it is, and what it has seen."""
+    record = read_record(run.workdir)
+    if run.step == 0 or record is None:
+        return f"Checkpoint of step {run.step}, before any training here"
+    seen = run.step * record.config.training.batch_size
+    return f"Checkpoint of step {run.step}, {seen} images seen"
 
 
 def _write_page(
@@ -94,10 +157,9 @@ def _write_page(
     sections: Sequence[Section],
 ) -> None:
     report = Report(f"The network of {run.workdir} against closed forms")
-    step = "newest checkpoint" if settings.step is None else f"step {settings.step}"
     split = run.split
     report.paragraph(
-        f"{step.capitalize()}; {len(split.training.images)} training and "
+        f"{_checkpoint(run)}; {len(split.training.images)} training and "
         f"{len(split.held_out.images)} held-out images. Candidates: "
         f"{', '.join(run.candidates)}. Probes: training (noised training images), "
         "held-out (noised images that the network has not seen) and noise (sigma n "

@@ -10,6 +10,7 @@ over what is still true.
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +49,8 @@ from samplers.model import Model, digest_of, load_model
 from samplers.statistics_run import read_training_images
 
 __all__ = [
+    "MOST_TRAINING_LEVELS",
+    "MOST_TRAINING_PROBES",
     "ComparedRun",
     "ScoreStudy",
     "compare_run",
@@ -58,8 +61,9 @@ __all__ = [
 
 _FILE_KIND = "score comparison"
 _MOST_DIRECTIONS = 64
-_TRAINING_PROBES = 512
+MOST_TRAINING_PROBES = 512
 _TRAINING_SIGMAS = (0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
+MOST_TRAINING_LEVELS = len(_TRAINING_SIGMAS)
 _KINDS = ("training", "held-out", "noise")
 
 
@@ -75,6 +79,7 @@ class ComparedRun(NamedTuple):
         sigmas: (L,) those noise levels of the settings that the network knows, rising.
         about: Digests of network, images and candidates, and the versions of packages:
             what is kept under another is measured again.  Plain values for JSON.
+        step: Of the network's checkpoint; 0 for an imported one.
     """
 
     workdir: Path
@@ -84,6 +89,7 @@ class ComparedRun(NamedTuple):
     candidates: Mapping[str, Denoiser]
     sigmas: NDArray[np.float64]
     about: dict[str, Any]
+    step: int = 0
 
 
 class ScoreStudy(NamedTuple):
@@ -114,8 +120,7 @@ def open_compared_run(
     """Load a run's network and images, and fit what it is compared with.
 
     Args:
-        workdir: A run of `diffusion.training.train`, or an imported checkpoint with
-            its images.
+        workdir: A run, or an imported checkpoint with its images.
         settings: Which checkpoint and which candidates.
         folder: Where fits are kept.
 
@@ -129,7 +134,7 @@ def open_compared_run(
     # A run without images has no Gaussian either, and this error says what to do.
     gaussian = load_gaussian(workdir / "gaussian.npz")
     split = read_training_images(workdir)
-    model = load_model(workdir, step=settings.step)
+    model, step = _load(workdir, settings.step)
     check_labels(split, model.num_classes)
     lowest, highest = model.sigma_range
     sigmas = np.array(sorted({s for s in settings.sigmas if lowest <= s <= highest}))
@@ -146,7 +151,25 @@ def open_compared_run(
         "gaussian": digest_of(gaussian),
         "candidates": [[name, digest_of(one)] for name, one in candidates.items()],
     }
-    return ComparedRun(workdir, model, split, gaussian, candidates, sigmas, about)
+    return ComparedRun(workdir, model, split, gaussian, candidates, sigmas, about, step)
+
+
+def _load(workdir: Path, step: int | None) -> tuple[Model, int]:
+    """Return the network of a step, or of the newest intact one, and which it is."""
+    if step is not None:
+        return load_model(workdir, step=step), step
+    errors = []
+    for newest in reversed(checkpoint_steps(workdir)):
+        try:
+            model = load_model(workdir, step=newest)
+        except InputError as error:
+            errors.append(error)
+            continue
+        if errors:
+            warning = f"warning: using the older step {newest}: {errors[0]}"
+            print(warning, file=sys.stderr)
+        return model, newest
+    raise errors[0]
 
 
 def measure_scores(
@@ -182,7 +205,8 @@ def measure_training(
 ) -> TrainingComparison:
     """Compare the network of every checkpoint with a few of the candidates.
 
-    On noised training images, at most 512 and at most 8 levels.
+    On noised training images, at most `MOST_TRAINING_PROBES`, at the levels nearest to
+    `MOST_TRAINING_LEVELS` fixed ones: the Gaussian, a mixture and the training set.
 
     Args:
         run: See `open_compared_run`.
@@ -197,7 +221,7 @@ def measure_training(
         OSError: If something cannot be written.
     """
     run = _fewer(run)
-    count = min(settings.num_probes, _TRAINING_PROBES)
+    count = min(settings.num_probes, MOST_TRAINING_PROBES)
     settings = dataclasses.replace(settings, num_probes=count)
     probes = _all_probes(run.split, settings)["training"]
     steps = checkpoint_steps(run.workdir)

@@ -253,7 +253,7 @@ def _directions(study: ScoreStudy, folder: Path) -> Section | None:
         "training images, over the network's own spread along them: "
         "E (u.(D - D_c))^2 / E (u.(D - mean))^2. At 1 a candidate knows nothing."
     )
-    for kind, comparison in _drawn(study):
+    for kind, comparison in study.comparisons.items():
         names = representatives(comparison.names)
         section.figure(
             f"directions_{kind}",
@@ -262,12 +262,6 @@ def _directions(study: ScoreStudy, folder: Path) -> Section | None:
         )
     section.file("directions.csv", direction_rows(study))
     return section
-
-
-def _drawn(study: ScoreStudy) -> list[tuple[str, Comparison]]:
-    """Return the kinds of probes that are drawn where not all need to be."""
-    kinds = list(study.comparisons.items())
-    return [kinds[0], kinds[-1]]
 
 
 def _pixels(study: ScoreStudy, folder: Path) -> Section:
@@ -291,7 +285,7 @@ def _pixels(study: ScoreStudy, folder: Path) -> Section:
     section.paragraph("Mean squared difference of the denoised image per value:")
     section.table(rows)
     if first.pixel_error.ndim == 5:  # (M, L, H, W, C)
-        for kind, comparison in _drawn(study):
+        for kind, comparison in study.comparisons.items():
             names = representatives(comparison.names)
             section.figure(
                 f"pixels_{kind}",
@@ -304,8 +298,11 @@ def _pixels(study: ScoreStudy, folder: Path) -> Section:
     }
     path = folder / "pixel_error.npz"
     write_atomically(path, lambda file: np.savez(file, **maps))
-    section.paragraph(
-        "Mean |D - D_c| of every value: pixel_error.npz, an array (candidates, levels, "
-        "...) for each kind of probe."
+    section.items.append(
+        {
+            "text": f"Mean |D - D_c| of every value: {path.name}, an array "
+            "(candidates, levels, ...) for each kind of probe.",
+            "file": path.name,
+        }
     )
     return section

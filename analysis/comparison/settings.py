@@ -32,7 +32,8 @@ class ComparisonSettings:
     """Noise levels, in data units; those that the network does not know are left
     out."""
     parts: tuple[str, ...] | None = None
-    """What to report: scores, training (all checkpoints), trajectories, perturbation,
+    """What to report: scores, training (all checkpoints, with three of the candidates,
+    8 of the noise levels and 512 of the probes at most), trajectories, perturbation,
     slices; None for all that apply."""
     models: tuple[str, ...] | None = None
     """Candidates: mean-isotropic, isotropic, gaussian, ranks, mixtures, classes (a

@@ -3,51 +3,47 @@
 Each is kept once it is made.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from numpy.typing import NDArray
 
-from analysis.comparison.candidates import EMPIRICAL, GAUSSIAN
-from analysis.comparison.run import ComparedRun, measure_training
-from analysis.comparison.scores import representatives
-from analysis.comparison.settings import PARTS, ComparisonSettings
+from analysis.comparison.paths import (
+    emergence_section,
+    key_of,
+    perturbation_section,
+    rotation_section,
+    some_candidates,
+    trajectory_section,
+    variance_section,
+)
+from analysis.comparison.run import (
+    MOST_TRAINING_LEVELS,
+    MOST_TRAINING_PROBES,
+    ComparedRun,
+    measure_training,
+)
+from analysis.comparison.settings import ComparisonSettings
 from analysis.far_field import compare_far_field, far_field_rows
 from analysis.gaussian_first import TrainingComparison, departures
-from analysis.rotation_plane import measure_rotation, rotation_rows
 from analysis.score_slices import score_slice, slice_rows
 from analysis.section import Section, kept_section
-from analysis.spectrum import (
-    emergence_rows,
-    measure_emergence,
-    perturbation_response,
-    perturbation_rows,
-)
 from analysis.study_plots import (
-    plot_emergence,
     plot_far_field,
-    plot_perturbation,
-    plot_rotation,
     plot_score_slice,
-    plot_trajectories,
 )
 from analysis.training_plots import plot_gaussian_first
-from analysis.trajectories import compare_trajectories, trajectory_rows
 from diffusion.closed_form import EdgeworthDenoiser
-from diffusion.denoiser import Denoiser
 from diffusion.progress import Progress
 from diffusion.training.loading import checkpoint_steps
-from samplers import karras
 
 __all__ = ["study_sections"]
 
-_NUM_POINTS = 18
 _SLICE_SIGMAS = (0.1, 0.5, 2.0, 10.0)
-_STEP_SAMPLES = 32
+_SLICE_POINTS = 21
 _FAR_PROBES = 256
 
 
@@ -106,12 +102,13 @@ def _makers(run: ComparedRun, settings: ComparisonSettings) -> dict[str, _Maker]
         makers["training"] = _training
     if settings.wants("trajectories"):
         makers |= {
-            "trajectories": _trajectories,
-            "rotation": _rotation,
-            "emergence": _emergence,
+            "trajectories": trajectory_section,
+            "rotation": rotation_section,
+            "variances": variance_section,
+            "emergence": emergence_section,
         }
     if settings.wants("perturbation"):
-        makers["perturbation"] = _perturbation
+        makers["perturbation"] = perturbation_section
     if settings.wants("slices") and len(run.split.training.images) >= 3:
         makers["slices"] = _slices
     return makers
@@ -134,7 +131,7 @@ def _far_field(run: ComparedRun, settings: ComparisonSettings, folder: Path) -> 
         run.split.training.images,
         edgeworth,
         run.sigmas,
-        _key(settings, "scores"),
+        key_of(settings, "scores"),
         num_probes=min(settings.num_probes, _FAR_PROBES),
     )
     section.figure(
@@ -153,9 +150,13 @@ def _training(run: ComparedRun, settings: ComparisonSettings, folder: Path) -> S
     found = measure_training(run, settings, folder / "partial")
     section.paragraph(
         f"Unexplained fraction of the score of each of {len(found.steps)} checkpoints, "
-        f"{found.num_probes} noised training images at each level. Where it falls, "
-        "passes a minimum and rises for the Gaussian, the network has become the "
-        "Gaussian first and departed from it afterwards."
+        f"{found.num_probes} noised training images at each level. So that it does not "
+        f"take as long as all the rest, at most {MOST_TRAINING_PROBES} images, "
+        f"{MOST_TRAINING_LEVELS} of the noise levels, and of the candidates the "
+        "Gaussian, one mixture and the training set. Where it falls, passes a minimum "
+        "and rises for the Gaussian, the network has become the Gaussian first and "
+        "departed from it afterwards: at the first checkpoint that is above the "
+        "minimum, with all after it, by more than two standard errors."
     )
     if found.skipped:
         section.paragraph(f"Damaged checkpoints left out: steps {found.skipped}.")
@@ -190,116 +191,33 @@ def _training_rows(found: TrainingComparison) -> list[dict[str, Any]]:
     ]
 
 
-def _trajectories(
-    run: ComparedRun, settings: ComparisonSettings, folder: Path
-) -> Section:
-    found = compare_trajectories(
-        run.model.denoiser,
-        _some(run, classes=True),
-        _key(settings, "trajectories"),
-        shape=(settings.num_trajectories, *run.model.event_shape),
-        sigmas=_grid(run),
-        block_size=_block(settings),
-    )
-    section = _unconditional("Sampling trajectories from the same noise", run, folder)
-    section.figure(
-        "trajectories",
-        plot_trajectories(found),
-        f"{found.num_samples} trajectories, Heun on {len(found.sigmas)} points of a "
-        "Karras grid; a Gaussian's is exact. Bands: quartiles. Dashed: the mean "
-        "squared error that counts as close.",
-    )
-    spread = found.final.std(axis=1, ddof=1)
-    section.table(
-        [
-            {
-                "candidate": name,
-                "final squared error": float(found.final[i].mean()),
-                "its standard deviation": float(spread[i]),
-                "close points of x": int(found.close_x[i]),
-                "close points of D": int(found.close_denoised[i]),
-            }
-            for i, name in enumerate(found.names)
-        ]
-    )
-    section.file("trajectories.csv", trajectory_rows(found))
-    return section
-
-
-def _rotation(run: ComparedRun, settings: ComparisonSettings, folder: Path) -> Section:
-    found = measure_rotation(
-        run.model.denoiser,
-        _key(settings, "trajectories"),
-        shape=(settings.num_trajectories, *run.model.event_shape),
-        sigmas=_grid(run),
-        block_size=_block(settings),
-    )
-    section = _unconditional("Trajectories are nearly plane", run, folder)
-    section.figure(
-        "rotation",
-        plot_rotation(found),
-        "How much of sample and path lies off the plane of noise and finished sample. "
-        "Bands: quartiles.",
-    )
-    section.file("rotation.csv", rotation_rows(found))
-    return section
-
-
-def _emergence(run: ComparedRun, settings: ComparisonSettings, folder: Path) -> Section:
-    found = measure_emergence(
-        run.model.denoiser,
-        run.gaussian,
-        _key(settings, "trajectories"),
-        sigmas=_grid(run),
-        num_samples=settings.num_trajectories,
-        block_size=_block(settings),
-    )
-    section = _unconditional("Which features appear when", run, folder)
-    section.figure(
-        "emergence",
-        plot_emergence(found),
-        "Under the Gaussian a coefficient of variance v has appeared to "
-        "sqrt(v / (v + sigma^2)) of its final value, to one half at sqrt(3 v).",
-    )
-    section.file("emergence.csv", emergence_rows(found))
-    return section
-
-
-def _perturbation(
-    run: ComparedRun, settings: ComparisonSettings, folder: Path
-) -> Section:
-    found = perturbation_response(
-        run.model.denoiser,
-        run.gaussian,
-        _key(settings, "perturbation"),
-        sigmas=_grid(run),
-        num_samples=min(settings.num_trajectories, _STEP_SAMPLES),
-        block_size=_block(settings),
-    )
-    section = _unconditional("What a step off the trajectory does", run, folder)
-    section.figure(
-        "perturbation",
-        plot_perturbation(found),
-        f"A step of {found.size:g} sigma' along a principal direction of variance v at "
-        "sigma'. The Gaussian predicts sqrt(v / (v + sigma'^2)) of it in the finished "
-        "sample, and nothing off the direction.",
-    )
-    section.file("perturbation.csv", perturbation_rows(found))
-    return section
-
-
 def _slices(run: ComparedRun, settings: ComparisonSettings, folder: Path) -> Section:
-    section = _unconditional("A plane through the score field", run, folder)
+    section = Section("A plane through the score field", folder)
     section.paragraph(
         "The plane of three training images (crosses), or the plane itself for points "
         "in two dimensions. Arrows: the part of the score in the plane."
     )
-    models = {"network": run.model.denoiser, **_some(run)}
-    anchors = _anchors(run, settings)
+    network, anchors = run.model.denoiser, _anchors(run, settings)
+    if run.model.num_classes:
+        classes, counts = np.unique(run.split.training.labels, return_counts=True)
+        told = int(classes[np.argmax(counts)])
+        count = min(settings.batch_size, _SLICE_POINTS**2)
+        network = run.model.with_classes(jnp.full(count, told))
+        section.paragraph(
+            f"This network is told classes: here class {told}, the most frequent one, "
+            "at every point; the images may be of others."
+        )
+    models = {"network": network, **some_candidates(run)}
     lowest, highest = run.model.sigma_range
     rows = []
     for sigma in (s for s in _SLICE_SIGMAS if lowest <= s <= highest):
-        found = score_slice(models, anchors, sigma, batch_size=settings.batch_size)
+        found = score_slice(
+            models,
+            anchors,
+            sigma,
+            num_points=_SLICE_POINTS,
+            batch_size=settings.batch_size,
+        )
         section.figure(f"slice_{sigma:g}", plot_score_slice(found), f"sigma {sigma:g}")
         rows += slice_rows(found)
     section.file("slices.csv", rows)
@@ -314,33 +232,3 @@ def _anchors(run: ComparedRun, settings: ComparisonSettings) -> NDArray[Any]:
     _, first = np.unique(np.asarray(labels)[order], return_index=True)
     chosen = order[np.sort(first)[:3]] if len(first) >= 3 else order[:3]
     return np.asarray(images[np.sort(chosen)])
-
-
-def _some(run: ComparedRun, *, classes: bool = False) -> Mapping[str, Denoiser]:
-    """Return a few candidates: the Gaussian, a mixture, the training set."""
-    names = representatives(list(run.candidates))
-    if classes and "class mixture" in run.candidates:
-        names = [GAUSSIAN, "class mixture", EMPIRICAL]
-    return {name: run.candidates[name] for name in names if name in run.candidates}
-
-
-def _grid(run: ComparedRun) -> NDArray[np.float64]:
-    lowest, highest = run.model.sigma_range
-    return karras(_NUM_POINTS, max(0.002, lowest), min(80.0, highest))
-
-
-def _block(settings: ComparisonSettings) -> int:
-    return min(settings.batch_size, 64)
-
-
-def _key(settings: ComparisonSettings, part: str) -> Array:
-    number = len(PARTS) + PARTS.index(part)
-    return jax.random.fold_in(jax.random.key(settings.seed), number)
-
-
-def _unconditional(title: str, run: ComparedRun, folder: Path) -> Section:
-    """Begin a section in which the network is told no class."""
-    section = Section(title, folder)
-    if run.model.num_classes:
-        section.paragraph("This network is told classes; here it is asked without one.")
-    return section

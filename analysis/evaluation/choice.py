@@ -65,7 +65,8 @@ class Limits:
     manifold_images: int = 10_000
     """Images of each side in precision, recall, density and coverage."""
     neighbour_images: int = 5_000
-    """Samples whose nearest training images are looked for; held-out images all are."""
+    """Samples, and held-out images in their place, whose nearest training images are
+    looked for."""
     sliced_images: int = 5_000
     """Images of each side in the sliced Wasserstein distance."""
     sliced_patches: int = 16

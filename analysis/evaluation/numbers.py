@@ -240,7 +240,12 @@ def pixel_memorization(
         share = share_interval(int(near.sum()), len(some), confidence=limits.confidence)
         return [_share_row("memorised", share, len(reference), settings)]
     found = memorization(
-        some, reference, held_out, seed=seed, confidence=limits.confidence
+        some,
+        reference,
+        held_out,
+        max_controls=limits.neighbour_images,
+        seed=seed,
+        confidence=limits.confidence,
     )
     expected = found.copy_rate_expected
     chance = {"expected": expected.value, "floor": [expected.low, expected.high]}

@@ -118,7 +118,12 @@ def _digests(row: Row, sets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder of features; one with nothing in it does not outlive a refusal."""
+    """Hold a folder of features.
+
+    One that is made here and has nothing in it does not outlive a refusal; one that was
+    there before is another's to delete.
+    """
+    is_ours = not folder.exists()
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(lock_workdir(folder))
@@ -130,7 +135,8 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if folder.is_dir() and [p.name for p in folder.iterdir()] == [".lock"]:
+            names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+            if is_ours and names == [".lock"]:
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -170,10 +170,13 @@ def check_labels(split: Split, num_classes: int) -> None:
     """
     if num_classes == 0:
         return
-    found = split.training.labels.min(), split.training.labels.max()
-    if found[0] < 0 or found[1] >= num_classes:
-        given = "some without" if found[0] < 0 else f"up to {found[1]}"
-        raise InputError(
-            f"network.label_dim is {num_classes}, so labels must be 0 to "
-            f"{num_classes - 1}; the data have {given}"
-        )
+    for name, dataset in (("", split.training), ("held-out ", split.held_out)):
+        if not len(dataset.labels):
+            continue
+        least, most = dataset.labels.min(), dataset.labels.max()
+        if least < 0 or most >= num_classes:
+            given = "some without" if least < 0 else f"up to {most}"
+            raise InputError(
+                f"network.label_dim is {num_classes}, so labels must be 0 to "
+                f"{num_classes - 1}; the {name}data have {given}"
+            )

@@ -84,3 +84,18 @@ def test_candidates_that_do_not_exist_are_refused(tmp_path, changes, says):
     settings = dataclasses.replace(SETTINGS, **changes)
     with pytest.raises(InputError, match=says):
         candidates.fit_candidates(split, gaussian, settings, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["empirical", "mixtures", "classes"])
+def test_images_that_do_not_fit_into_memory_are_not_held(tmp_path, monkeypatch, kind):
+    split = random_split(np.random.default_rng(6))
+    gaussian = fit_gaussian(split.training.images)
+    monkeypatch.setattr(candidates, "_IN_MEMORY", split.training.images.nbytes - 1)
+    settings = dataclasses.replace(SETTINGS, models=("gaussian", kind))
+    with pytest.raises(InputError, match=f"--models {kind} holds all .* GiB") as error:
+        candidates.fit_candidates(split, gaussian, settings, tmp_path)
+    assert "\n" not in str(error.value)
+    # What nobody named is left out.
+    settings = dataclasses.replace(SETTINGS, models=None)
+    found = candidates.fit_candidates(split, gaussian, settings, tmp_path)
+    assert not {"empirical", "mixture 2", "class mixture"} & {*found}

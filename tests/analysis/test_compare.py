@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +15,25 @@ import pytest
 from PIL import Image
 
 from analysis.compare import main
+from analysis.comparison import paths, studies
 from analysis.comparison import run as comparison_run
 from analysis.comparison.candidates import gaussian_candidates
 from analysis.comparison.report import write_comparison
-from analysis.comparison.run import ComparedRun, measure_scores
+from analysis.comparison.run import (
+    ComparedRun,
+    measure_scores,
+    measure_training,
+    open_compared_run,
+)
 from analysis.comparison.scores import comparison_rows, direction_rows
 from analysis.comparison.settings import ComparisonSettings
 from analysis.section import Section, kept_section, write_csv
 from configs import InputError
-from diffusion.closed_form import fit_gaussian, isotropic_gaussian
+from diffusion.closed_form import (
+    fit_class_mixture,
+    fit_gaussian,
+    isotropic_gaussian,
+)
 from diffusion.data import Dataset, Split
 from samplers.model import Model
 
@@ -62,9 +73,9 @@ def test_the_page_is_self_contained_and_the_figures_are_images(compared):
     figures = sorted(path.stem for path in (compared / "figures").glob("*.png"))
     assert page.count('src="data:image/png;base64,') == len(figures)
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
-    assert {"unexplained_score", "ranks", "directions_noise", "pixels_training"} <= {
-        *figures
-    }
+    assert {"unexplained_score", "ranks"} <= {*figures}
+    for kind in ("training", "held-out", "noise"):
+        assert {f"directions_{kind}", f"pixels_{kind}"} <= {*figures}
     for name in figures:
         assert "<svg" in (compared / "figures" / f"{name}.svg").read_text()
         with Image.open(compared / "figures" / f"{name}.png") as image:
@@ -93,6 +104,116 @@ def test_a_second_call_is_done_whatever_the_batch_size(compared, capsys):
     write_comparison(compared.parent, dataclasses.replace(SETTINGS, batch_size=7))
     assert "done already" in capsys.readouterr().out
     assert (compared / "comparison.html").stat().st_mtime_ns == before
+
+
+def test_a_number_of_the_table_is_the_one_that_is_measured(compared, tmp_path):
+    run = open_compared_run(compared.parent, SETTINGS, tmp_path)
+    found = measure_scores(run, SETTINGS, tmp_path).comparisons["held-out"]
+    (row,) = (
+        row
+        for row in table(compared / "comparison.csv")
+        if (row["probes"], row["candidate"], row["sigma"])
+        == ("held-out", "Gaussian", "5.0")
+    )
+    place = found.names.index("Gaussian"), list(found.sigmas).index(5.0)
+    assert float(row["score"]) == found.score.mean[place]
+    error = found.score.standard_error[place]
+    assert float(row["score_standard_error"]) == error
+
+
+def test_the_page_says_what_made_it(compared):
+    page = (compared / "comparison.html").read_text()
+    assert "Checkpoint of step 20, 320 images seen;" in page
+    about = json.loads((compared / "comparison.json").read_text())
+    assert about["versions"]["jax"] == jax.__version__
+    assert "jax&quot;: &quot;" + jax.__version__ in page
+    assert {"comparison.html", "comparison.csv", "pixel_error.npz"} <= {*about["files"]}
+
+
+def fake_study(monkeypatch, made, names=("one", "two")):
+    """In the place of all parts: sections of a table each, written down when made."""
+
+    def maker(name):
+        def make(run, settings, folder):
+            made.append(name)
+            section = Section(name, folder)
+            section.file(f"{name}.csv", [{"a": settings.seed}])
+            return section
+
+        return make
+
+    makers = {name: maker(name) for name in names}
+    monkeypatch.setattr(studies, "_makers", lambda run, settings: makers)
+    return makers
+
+
+FAKED = dataclasses.replace(SETTINGS, parts=("slices",), models=("gaussian",))
+
+
+def test_an_interrupted_call_goes_on_with_the_next_section(workdir, monkeypatch):
+    made = []
+    makers: dict = fake_study(monkeypatch, made)
+    second = makers["two"]
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    makers["two"] = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        write_comparison(workdir, FAKED)
+    assert not (workdir / "comparison" / "comparison.html").exists()
+    makers["two"] = second
+    write_comparison(workdir, FAKED)
+    assert made == ["one", "two"]
+    page = (workdir / "comparison" / "comparison.html").read_text()
+    assert "All numbers: one.csv" in page and "All numbers: two.csv" in page
+
+
+@pytest.mark.parametrize("name", ["comparison.html", "one.csv"])
+def test_what_is_missing_or_changed_is_made_again(workdir, monkeypatch, capsys, name):
+    made, folder = [], workdir / "comparison"
+    fake_study(monkeypatch, made)
+    write_comparison(workdir, FAKED)
+    whole = (folder / name).read_bytes()
+    for damage in (Path.unlink, lambda path: path.write_bytes(b"another's")):
+        damage(folder / name)
+        capsys.readouterr()
+        write_comparison(workdir, FAKED)
+        assert "done already" not in capsys.readouterr().out
+        assert (folder / name).read_bytes() == whole
+    write_comparison(workdir, FAKED)
+    assert "done already" in capsys.readouterr().out
+
+
+def test_files_that_the_page_no_longer_names_are_deleted(workdir, monkeypatch):
+    made, folder = [], workdir / "comparison"
+    fake_study(monkeypatch, made, ("one", "two", "three"))
+    write_comparison(workdir, FAKED)
+    (folder / "notes.csv").write_text("the user's")
+    (folder / "three.csv").write_text("changed by the user")
+    fake_study(monkeypatch, made, ("two",))
+    write_comparison(workdir, FAKED)
+    left = {path.name for path in folder.glob("*.csv")}
+    assert left == {"two.csv", "three.csv", "notes.csv"}
+    fake_study(monkeypatch, made, ("one",))
+    write_comparison(workdir, dataclasses.replace(FAKED, parts=("perturbation",)))
+    assert {path.name for path in folder.glob("*.csv")} == left - {"two.csv"} | {
+        "one.csv"
+    }
+    assert made == ["one", "two", "three", "one"]
+
+
+def test_damaged_checkpoints_are_left_out(workdir, capsys):
+    for path in (workdir / "checkpoints" / "20").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+    settings = dataclasses.replace(SETTINGS, models=("gaussian",), sigmas=(0.5,))
+    run = open_compared_run(workdir, dataclasses.replace(settings, step=10), workdir)
+    found = measure_training(run, settings, workdir / "partial")
+    assert 20 in found.skipped and 10 in found.steps and 20 not in found.steps
+    # The newest intact one is taken, and said to be.
+    assert open_compared_run(workdir, settings, workdir).step == 10
+    assert "warning: using the older step 10: " in capsys.readouterr().err
 
 
 def test_an_interrupted_measurement_ends_with_the_same_bytes(tmp_path, monkeypatch):
@@ -176,6 +297,35 @@ def test_a_network_that_is_told_classes_is_told_those_of_the_probes(tmp_path):
     np.testing.assert_allclose(found, np.mean(split.training.labels**2.0), rtol=1e-6)
 
 
+@pytest.mark.slow
+def test_trajectories_are_told_classes_as_often_as_there_are_images(tmp_path):
+    """The network answers with its class; so do the classes' Gaussians, nearly."""
+    rng = np.random.default_rng(7)
+    labels = np.array([0, 2, 2, 2] * 15)
+    split = random_split(rng, labels)
+    images = labels[:, None, None, None] + 1e-4 * split.training.images
+    images = images.astype(np.float32)
+    split = split._replace(training=Dataset(images, labels))
+    model = Model(ToldClasses(), images.shape[1:], None, (0.01, 80.0), num_classes=3)
+    mixture = {"class mixture": fit_class_mixture(images, labels)}
+    zero = {"Gaussian": isotropic_gaussian(jnp.zeros(model.event_shape), 0.0)}
+    run = compared_with(split, model, {**zero, **mixture})
+    settings = dataclasses.replace(SETTINGS, num_trajectories=40, batch_size=16)
+    section = paths.trajectory_section(run, settings, tmp_path)
+    (cells,) = (item["rows"] for item in section.items if "rows" in item)
+    errors = {row[0]: float(row[1]) for row in cells}
+    # |2 - 0|^2 for three of four.
+    assert errors["Gaussian"] == pytest.approx(3, abs=4 * 4 * np.sqrt(0.1875 / 40))
+    assert errors["Gaussian of the class"] < 1e-4
+    assert errors["class mixture"] > 0.1  # it chooses a class of its own
+    # The same classes in another section: 0 or 2 everywhere has this variance.
+    paths.variance_section(run, settings, tmp_path)
+    share = errors["Gaussian"] / 4
+    variance = 4 * share * (1 - share) * images[0].size * 40 / 39
+    largest = float(table(tmp_path / "variances.csv")[0]["measured"])
+    assert largest == pytest.approx(variance, rel=1e-2)
+
+
 def test_probes_lie_where_they_should(tmp_path):
     """Of an exact Gaussian |D - x|^2 tells how far the probes are from the mean."""
     rng = np.random.default_rng(3)
@@ -242,7 +392,7 @@ def test_every_part_has_its_section_and_is_made_once(workdir, monkeypatch):
     folder = workdir / "comparison"
     page = (folder / "comparison.html").read_text()
     parts = ("training", "trajectories", "perturbation", "slices", "far_field")
-    for name in (*parts, "rotation", "emergence"):
+    for name in (*parts, "rotation", "variances", "emergence"):
         assert f"All numbers: {name}.csv" in page
         assert len(table(folder / f"{name}.csv")) > 1
     steps = {int(row["step"]) for row in table(folder / "training.csv")}
@@ -250,7 +400,7 @@ def test_every_part_has_its_section_and_is_made_once(workdir, monkeypatch):
     before = (folder / "comparison.csv").read_bytes()
     (folder / "comparison.json").unlink()
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*.csv")}
-    monkeypatch.setattr("analysis.comparison.studies.compare_trajectories", None)
+    monkeypatch.setattr("analysis.comparison.paths.compare_trajectories", None)
     write_comparison(workdir, settings)
     for name in parts:
         assert (folder / f"{name}.csv").stat().st_mtime_ns == kept[

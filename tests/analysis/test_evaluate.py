@@ -110,6 +110,16 @@ def inception(monkeypatch):
     return calls
 
 
+def test_neighbours_are_looked_for_of_so_many_images_at_most():
+    data, held_out, samples = (images_of(seed, 30) for seed in (0, 1, 2))
+    limits = Limits(neighbour_images=9)
+    found = numbers.pixel_memorization(samples, data, held_out, limits, 0)
+    sizes = {row.metric: (row.num_samples, row.num_reference) for row in found}
+    # Each number says of how many it was made.
+    assert sizes["memorised"] == sizes["memorised_held_out"] == (9, 30)
+    assert sizes["copy_rate"] == (9, 30)
+
+
 def test_an_evaluation_without_weights_records_what_each_number_depends_on(
     tmp_path, monkeypatch, capsys
 ):

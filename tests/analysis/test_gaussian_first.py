@@ -102,6 +102,29 @@ def test_a_fall_to_a_minimum_and_a_rise_is_a_departure(tmp_path):
     np.testing.assert_allclose([one.last for one in found], [0.3, 0.4])
 
 
+def test_a_rise_counts_from_where_it_stays(tmp_path):
+    """At 30 it is above for once; at 50 and after it stays so."""
+    falls = {0: 1.0, 10: 0.5, 20: 0.2, 30: 0.4, 40: 0.2, 50: 0.3, 60: 0.4}
+    returns = {**falls, 60: 0.2}
+    pairs = {step: (falls[step], returns[step]) for step in falls}
+    stacked = stack_comparisons(tmp_path, rows(pairs, 0.02))
+    stacked = stacked._replace(num_images=SIZE * stacked.steps)
+    stays, comes_back = departures(stacked, "Gaussian")
+    assert (stays.departs, stays.departs_at) == (True, 50 * SIZE)
+    assert (comes_back.departs, comes_back.departs_at) == (False, None)
+    for one in (stays, comes_back):
+        assert one.num_images == SIZE * one.step
+        assert one.least == pytest.approx(falls[one.step])
+
+
+def test_a_rise_from_the_beginning_is_no_departure(tmp_path):
+    """The network was never on its way to the Gaussian."""
+    found = departures(
+        stack_comparisons(tmp_path, rows({0: (0.2, 0.2), 10: (0.5, 0.5)})), "Gaussian"
+    )
+    assert [(one.departs, one.departs_at) for one in found] == [(False, None)] * 2
+
+
 def test_a_rise_within_the_noise_is_no_departure(tmp_path):
     values = {0: (2.0, 2.0), 10: (0.2, 0.2), 20: (0.3, 0.3)}
     noisy = stack_comparisons(tmp_path, rows(values, difference=0.5))

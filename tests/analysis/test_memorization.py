@@ -165,6 +165,21 @@ def test_references_for_copies_are_equally_many():
     assert first == again != other
 
 
+def test_controls_are_bounded_and_the_copy_rate_is_not():
+    rng = np.random.default_rng(4)
+    training, held_out, samples = fresh(rng, 90), fresh(rng, 80), fresh(rng, 30)
+    whole = memorization(samples, training, held_out)
+    found = memorization(samples, training, held_out, max_controls=7)
+    assert (whole.memorised_held_out.trials, found.memorised_held_out.trials) == (80, 7)
+    assert found.copy_rate == whole.copy_rate
+    assert found.num_references == whole.num_references == 80
+    # Of copies in the place of held-out images every one is called memorised.
+    copied = memorization(samples, training, training[:80], max_controls=7)
+    assert copied.memorised_held_out.value == 1
+    with pytest.raises(InputError, match="max_controls is 0"):
+        memorization(samples, training, held_out, max_controls=0)
+
+
 def test_ties_are_halves_and_twins_of_a_sample_are_memorised():
     rng = np.random.default_rng(0)
     images, samples = fresh(rng, 20), fresh(rng, 30)

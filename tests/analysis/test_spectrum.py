@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analysis.affine_learning import affine_learning_curve
 from analysis.sample_variances import compare_variances, variance_rows
 from analysis.spectrum import (
     emergence_rows,
@@ -151,26 +150,6 @@ def test_variances_of_samples_are_found_within_their_errors():
     np.testing.assert_allclose(relative, np.sqrt(2 / 4000), rtol=0.2)
 
 
-def test_an_affine_denoiser_learns_as_the_gradient_flow_says():
-    """Plain gradient descent on E|W (x0 + sigma n) - x0|^2 with small steps."""
-    sigma, rate, step = 0.6, 0.7, 2e-4
-    covariance = TURN @ np.diag(VARIANCES) @ TURN.T
-    start = RNG.normal(size=(4, 4))
-    w, found = start, []
-    for _ in range(2):
-        for _ in range(1000):
-            noisy = covariance + sigma**2 * np.eye(4)
-            w = w - step * rate * 2 * (w @ noisy - covariance)
-        found.append(w)
-    curve = affine_learning_curve(
-        VARIANCES, sigma, [0.2, 0.4], rate=rate, initial=TURN.T @ start @ TURN
-    )
-    np.testing.assert_allclose(TURN @ curve @ TURN.T, found, atol=2e-3)
-    late = affine_learning_curve(VARIANCES, sigma, [1e6])
-    best = np.diag(VARIANCES / (VARIANCES + sigma**2))
-    np.testing.assert_allclose(late, [best], rtol=1e-12)
-
-
 def test_rows_and_figures_have_every_direction():
     model = isotropic_gaussian(jnp.zeros(4), 1.0)
     gauss = GaussianDenoiser(jnp.zeros(4), jnp.eye(4), jnp.asarray([2.0, 1, 1, 1e-12]))
@@ -198,5 +177,3 @@ def test_what_cannot_be_measured_is_one_line():
         perturbation_response(model, model, KEY, sigmas=[1.0], size=0.0)
     with pytest.raises(InputError, match="at least two"):
         compare_variances(np.zeros((1, 4)), model)
-    with pytest.raises(InputError, match="must be"):
-        affine_learning_curve([1.0], 1.0, 0.0)

@@ -6,7 +6,15 @@ import pytest
 from configs import InputError
 from configs.schema import DataConfig
 from diffusion.closed_form import fit_gaussian
-from diffusion.data import Batches, load_builtin, split_of, to_data_units
+from diffusion.data import (
+    Batches,
+    Dataset,
+    Split,
+    check_labels,
+    load_builtin,
+    split_of,
+    to_data_units,
+)
 
 
 def test_digits_are_the_published_images():
@@ -97,3 +105,26 @@ def test_the_gaussian_of_digits_has_a_null_space():
     images = np.asarray(to_data_units(split.training.images[:4]))
     assert float(gaussian.variances[-1]) == pytest.approx(0, abs=1e-7)
     assert np.isfinite(gaussian.flow(images, 80.0, 0.002)).all()
+
+
+@pytest.mark.parametrize(
+    ("training", "held_out", "says"),
+    [
+        ([0, 1], [], None),
+        ([0, 1], [1, 0], None),
+        ([0, 2], [0], "the data have up to 2"),
+        ([0, 1], [0, 2], "the held-out data have up to 2"),
+        ([0, 1], [0, -1], "the held-out data have some without"),
+    ],
+)
+def test_labels_out_of_range_are_refused_held_out_ones_too(training, held_out, says):
+    def labelled(labels):
+        return Dataset(np.zeros((len(labels), 2)), np.array(labels, np.int64))
+
+    split = Split(labelled(training), labelled(held_out), "made", 1.0)
+    check_labels(split, 0)
+    if says is None:
+        check_labels(split, 2)
+    else:
+        with pytest.raises(InputError, match=f"must be 0 to 1; {says}"):
+            check_labels(split, 2)
