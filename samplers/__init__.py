@@ -12,13 +12,20 @@ from samplers.euler import Euler
 from samplers.gain_estimation import GainEstimate, estimate_gains
 from samplers.heun import Heun
 from samplers.inversion import Inverse, Inversion, invert
-from samplers.langevin import annealed_langevin
+from samplers.langevin import annealed_langevin, langevin_recon
 from samplers.likelihood import (
     BitsPerDimension,
     LogLikelihood,
     bits_per_dimension,
     dequantise,
     log_likelihood,
+)
+from samplers.metropolis_hastings import (
+    Acceptance,
+    Chain,
+    mala_sample,
+    measure_acceptance,
+    mh_sample,
 )
 from samplers.model_statistics import (
     ModelStatistics,
@@ -47,8 +54,10 @@ from samplers.stochastic_heun import StochasticHeun
 from samplers.unipc import UniPC
 
 __all__ = [
+    "Acceptance",
     "AnalyticPrefix",
     "BitsPerDimension",
+    "Chain",
     "ClassTeleport",
     "DPMSolverPP",
     "DPMSolverV3",
@@ -86,10 +95,14 @@ __all__ = [
     "integrate",
     "invert",
     "karras",
+    "langevin_recon",
     "load_effective_variances",
     "load_model_statistics",
     "log_likelihood",
     "log_linear",
+    "mala_sample",
+    "measure_acceptance",
+    "mh_sample",
     "pixel_statistics",
     "sample",
     "sample_blocks",

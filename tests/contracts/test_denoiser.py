@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from analysis.autoencoder.network import AutoencoderDenoiser, AutoencoderNetwork
 from analysis.kernels.diffusion_regression import dsm_triples
 from analysis.kernels.kernel_denoiser import (
     KernelDenoiser,
@@ -46,7 +47,14 @@ def _kernel() -> KernelDenoiser:
     return fit_kernel_denoiser(triples, 10.0, lifting=lifting, event=EVENT, radius=8.0)
 
 
+def _autoencoder() -> AutoencoderDenoiser:
+    network = AutoencoderNetwork(EVENT, (8, 8))
+    params = jax.tree.map(lambda p: p + 0.05, network.init(jax.random.key(0)))
+    return AutoencoderDenoiser(params, jnp.float32(0.5), network)  # its own sigma
+
+
 DENOISERS = {
+    "autoencoder": _autoencoder,
     "gaussian": lambda: fit_gaussian(_images()),
     "gaussian_low_rank": lambda: fit_gaussian(_images(), rank=5),
     "isotropic": lambda: isotropic_gaussian(_images().mean(0), 0.4),
