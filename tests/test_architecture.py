@@ -37,6 +37,7 @@ ENTRY_MODULES = (
     "analysis.demo",
     "analysis.evaluate",
     "analysis.import_inception",
+    "analysis.kernel_study",
 )
 SOLVERS = tuple(
     f"samplers.{name}"
