@@ -23,9 +23,6 @@ from analysis.kernels.gram import gram
 from analysis.kernels.relu_ntk import relu_ntk
 from diffusion.training.mesh import make_placement
 
-# Most of a minute of compilation.
-pytestmark = pytest.mark.slow
-
 jax.config.update("jax_enable_x64", True)
 mesh = make_placement(2, jax.device_count()).mesh
 assert mesh.size == 4
