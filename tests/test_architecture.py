@@ -33,6 +33,7 @@ ENTRY_MODULES = (
     "samplers.generate",
     "samplers.tune",
     "analysis.augmentation_study",
+    "analysis.autoencoder_study",
     "analysis.compare",
     "analysis.demo",
     "analysis.evaluate",

@@ -1,0 +1,1 @@
+"""The auto-encoder study: data, auto-encoders, the parts of the page, the page."""

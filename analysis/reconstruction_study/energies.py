@@ -1,0 +1,210 @@
+"""Part 5: energy differences by each rule against exact ones, and what they break.
+
+Moves are x -> x + step n from noisy samples x.  Exact differences are those of the
+reference's log density; with the reference's own score what is off is the quadrature,
+with an auto-encoder's it is the score as well.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from analysis.autoencoder.energy import (
+    antisymmetry_defect,
+    energy_difference,
+    loop_defect,
+    score_at,
+)
+from analysis.plots import COLOURS, open_panels
+from analysis.reconstruction_study.outcome import Outcome
+from analysis.reconstruction_study.problem import Study
+from analysis.regression_study.outcome import verdict
+from analysis.section import Section
+from diffusion.denoiser import Denoiser
+
+__all__ = ["EnergyStudy", "energies_part", "judge_energies", "measure_energies"]
+
+STEPS = (1.0, 2.0, 5.0)
+_SHOWN_RULES = ("left", "trapezoid", "gl3")
+_FINEST = "gl16"
+
+
+class EnergyStudy(NamedTuple):
+    """Energy differences of moves.
+
+    Attributes:
+        exact: (S, n) exact differences for each step, nats.
+        found: By (score, rule) (S, n) differences, nats.
+        floor: By score (S, n) what the finest rule gives.
+        antisymmetry: By (score, rule) the largest |dE(x, x') + dE(x', x)| at 1 sigma.
+        loops: By score the median |dE| around triangles of size sigma.
+        reference: Name of the exact score.
+    """
+
+    exact: NDArray[np.float64]
+    found: dict[tuple[str, str], NDArray[np.float64]]
+    floor: dict[str, NDArray[np.float64]]
+    antisymmetry: dict[tuple[str, str], float]
+    loops: dict[str, float]
+    reference: str
+
+    def rms(self, difference: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the root mean square error for each step, (S,) nats."""
+        return np.sqrt(np.mean((difference - self.exact) ** 2, axis=1))
+
+    def acceptance_error(self, difference: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the mean error of the acceptance probability for each step, (S,)."""
+        off = _acceptance(difference) - _acceptance(self.exact)
+        return np.abs(off).mean(axis=1)
+
+
+def measure_energies(study: Study) -> EnergyStudy:
+    """Evaluate every rule on every score, and the exact differences.
+
+    Args:
+        study: The study.
+    """
+    sigma, count = study.sigma, study.settings.pairs
+    start = np.asarray(study.noisy[:count], np.float64)
+    white = np.asarray(jax.random.normal(study.key("pairs"), start.shape), np.float64)
+    # All steps in one batch: one compiled program for each score and rule.
+    x = np.concatenate([start] * len(STEPS))
+    moved = np.concatenate([start + step * sigma * white for step in STEPS])
+    at, there = (study.reference.log_density(one, sigma) for one in (x, moved))
+    name, shape = study.reference.name, (len(STEPS), len(start))
+    found, floor, antisymmetry, loops = {}, {}, {}, {}
+    # In float64: energies have the size 1 / sigma^2.
+    with jax.enable_x64(True):
+        scores: dict[str, Denoiser] = {name: study.reference.build(), **study.scores()}
+        for label, denoiser in scores.items():
+            score = score_at(denoiser, sigma)
+            for rule in (*study.settings.rules, _FINEST):
+                values = energy_difference(score, x, moved, rule=rule)
+                found[label, rule] = np.asarray(values, np.float64).reshape(shape)
+                defect = antisymmetry_defect(score, x, moved, rule=rule)
+                antisymmetry[label, rule] = float(defect[: len(start)].max())
+            floor[label] = found.pop((label, _FINEST))
+            loop = loop_defect(study.key("pairs", 1), score, x, sigma, rule=_FINEST)
+            loops[label] = float(np.median(np.asarray(loop)))
+    return EnergyStudy(
+        (at - there).reshape(shape), found, floor, antisymmetry, loops, name
+    )
+
+
+def _acceptance(difference: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.exp(-np.maximum(difference, 0))
+
+
+def energies_part(study: Study) -> Outcome:
+    """Make the section on energy differences; see `PartMaker`."""
+    found = measure_energies(study)
+    section = Section("Energy differences", study.folder)
+    section.paragraph(
+        "E(x') - E(x) = -int score . dx along the segment, from noisy samples x to "
+        "x' = x + step n. Errors are root mean squares in nats against the exact "
+        f"density of {found.reference}; floor: what an exact quadrature of the score "
+        "gives; acceptance: mean error of min(1, exp(-dE)); antisymmetry: the largest "
+        "|dE(x, x') + dE(x', x)| at 1 sigma."
+    )
+    section.figure(
+        "energies",
+        _plot(found),
+        "Energy differences at 1 sigma against exact ones, by rule.",
+    )
+    rows = _rows(found)
+    section.table(rows)
+    section.table(
+        [
+            {"score": name, "median |dE| around a triangle of size sigma": value}
+            for name, value in found.loops.items()
+        ]
+    )
+    for sentence in judge_energies(found):
+        section.paragraph(sentence)
+    section.file("energies.csv", rows)
+    return Outcome(section, {"rows": rows, "loops": found.loops})
+
+
+def _rows(found: EnergyStudy) -> list[dict[str, Any]]:
+    rows = []
+    for (name, rule), values in found.found.items():
+        row: dict[str, Any] = {"score": name, "rule": rule}
+        row |= _by_step("rms", found.rms(values))
+        row["acceptance, 1 sigma"] = float(found.acceptance_error(values)[0])
+        row["antisymmetry"] = found.antisymmetry[name, rule]
+        rows.append(row)
+    for name, values in found.floor.items():
+        row = {"score": name, "rule": "floor", **_by_step("rms", found.rms(values))}
+        row["acceptance, 1 sigma"] = float(found.acceptance_error(values)[0])
+        rows.append(row | {"antisymmetry": np.nan})
+    return rows
+
+
+def _by_step(name: str, values: NDArray[np.float64]) -> dict[str, float]:
+    return {
+        f"{name}, {step:g} sigma": float(value)
+        for step, value in zip(STEPS, values, strict=True)
+    }
+
+
+def judge_energies(found: EnergyStudy) -> list[str]:
+    """Return what the rules are to show, and whether they did.
+
+    Args:
+        found: Of a study with the rules left and gl3; of others there is less to say.
+    """
+    name, sentences = found.reference, []
+    model = next(label for label in found.floor if label != name)
+    if (name, "gl3") in found.found:
+        quadrature = found.rms(found.found[name, "gl3"])[:2]
+        floor = found.rms(found.floor[model])[:2]
+        sentences.append(
+            verdict(
+                "with three Gauss-Legendre nodes the error of the quadrature is below "
+                f"that of the {model}'s score at 1 and 2 sigma",
+                f"{quadrature[0]:.2g} and {quadrature[1]:.2g} against {floor[0]:.2g} "
+                f"and {floor[1]:.2g} nats",
+                bool((quadrature < floor).all()),
+            )
+        )
+    if (name, "left") in found.found and (name, "gl3") in found.found:
+        left, gl3 = (
+            found.acceptance_error(found.found[name, rule])[0]
+            for rule in ("left", "gl3")
+        )
+        sentences.append(
+            verdict(
+                "the left-end rule is off by more than .05 in the probability of "
+                "accepting a move of 1 sigma, and ten times as far as gl3",
+                f"{left:.3f}, gl3 {gl3:.4f}",
+                bool(left > 0.05 and left > 10 * gl3),
+            )
+        )
+    return sentences
+
+
+def _plot(found: EnergyStudy) -> Figure:
+    rules = [
+        rule for rule in _SHOWN_RULES if (found.reference, rule) in found.found
+    ] or list(dict.fromkeys(rule for _, rule in found.found))[:3]
+    figure, panels = open_panels(len(rules), 4.4 * len(rules), 4.4, share_y=True)
+    low, high = np.quantile(found.exact[0], (0.01, 0.99))
+    for axes, rule in zip(panels, rules, strict=True):
+        for i, name in enumerate(found.floor):
+            values = found.found[name, rule][0]
+            axes.plot(found.exact[0], values, ".", ms=3, color=COLOURS[i], label=name)
+        axes.plot([low, high], [low, high], color="0.5", lw=1)
+        margin = 0.3 * (high - low)
+        axes.set(
+            title=rule,
+            xlabel="exact (nats)",
+            xlim=(low, high),
+            ylim=(low - margin, high + margin),
+        )
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("by quadrature (nats)")
+    panels[0].legend(fontsize=8)
+    return figure
