@@ -20,7 +20,7 @@ from analysis.plots import save_figure_pair
 from analysis.report import Report
 from diffusion.atomic import write_atomically, write_json
 
-__all__ = ["Section", "kept_section", "write_csv"]
+__all__ = ["Section", "digest", "kept_section", "write_csv"]
 
 
 class Section:
@@ -74,14 +74,24 @@ class Section:
 
     def keep(self, path: Path, about: Mapping[str, Any]) -> None:
         """Write what the section says, and what it was made from, atomically."""
-        digests = {str(p.relative_to(self.folder)): _digest(p) for p in self._files()}
         values = {
             "about": about,
             "title": self.title,
             "items": self.items,
-            "files": digests,
+            "files": self.digests(),
         }
         write_json(path, values)
+
+    def digests(self) -> dict[str, str]:
+        """Return the sha256 of tables and figures, by their names in the folder.
+
+        Raises:
+            OSError: If one cannot be read.
+        """
+        files = self._files()
+        return {
+            path.relative_to(self.folder).as_posix(): digest(path) for path in files
+        }
 
     def _files(self) -> list[Path]:
         """Return the tables and figures that the section consists of."""
@@ -107,7 +117,7 @@ def kept_section(path: Path, folder: Path, about: Mapping[str, Any]) -> Section 
         section.items = list(found["items"])
         same = found["about"] == json.loads(json.dumps(about))
         # Another call may have written its own files under these names since.
-        whole = all(_digest(folder / n) == d for n, d in found["files"].items())
+        whole = all(digest(folder / n) == d for n, d in found["files"].items())
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return section if same and whole else None
@@ -127,7 +137,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """Return the sha256 of a file, hexadecimal.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

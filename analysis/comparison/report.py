@@ -6,7 +6,6 @@ Files of an earlier page that this one does not name are deleted.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from analysis.comparison.scores import score_sections
 from analysis.comparison.settings import ComparisonSettings
 from analysis.comparison.studies import study_sections
 from analysis.report import Report
-from analysis.section import Section
+from analysis.section import Section, digest
 from diffusion.atomic import write_json
 from diffusion.training.loading import checkpoint_steps
 from diffusion.training.locking import lock_workdir
@@ -70,11 +69,11 @@ def write_comparison(workdir: str | Path, settings: ComparisonSettings) -> None:
         if settings.wants("scores"):
             study = measure_scores(run, settings, folder / "partial")
             sections += score_sections(study, folder)
-            known |= _digests(folder, sections)
+            known |= _digests(sections)
             write_json(record, {"files": known})
         sections += study_sections(run, settings, folder)
         _write_page(page, run, settings, sections)
-        files = {page.name: _digest(page), **_digests(folder, sections)}
+        files = {page.name: digest(page), **_digests(sections)}
         _delete_stale(folder, {n: d for n, d in known.items() if n not in files})
         write_json(record, {**about, "files": files})
     print(f"comparison: {page}", flush=True)
@@ -109,35 +108,25 @@ def _section_files(folder: Path) -> dict[str, str]:
     return found
 
 
-def _digests(folder: Path, sections: Sequence[Section]) -> dict[str, str]:
-    """Return the sha256 of tables and figures, by their names in the folder."""
-    names = []
-    for item in (item for section in sections for item in section.items):
-        if "file" in item:
-            names.append(item["file"])
-        if "figure" in item:
-            names += [f"figures/{item['figure']}{end}" for end in (".png", ".svg")]
-    return {name: _digest(folder / name) for name in names}
+def _digests(sections: Sequence[Section]) -> dict[str, str]:
+    """Return the sha256 of all tables and figures, by their names in the folder."""
+    return {n: d for section in sections for n, d in section.digests().items()}
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _is_as_kept(path: Path, digest: str) -> bool:
-    return path.is_file() and _digest(path) == digest
+def _is_as_kept(path: Path, expected: str) -> bool:
+    return path.is_file() and digest(path) == expected
 
 
 def _are_as_kept(folder: Path, files: Mapping[str, str]) -> bool:
-    return all(_is_as_kept(folder / name, digest) for name, digest in files.items())
+    return all(_is_as_kept(folder / name, expected) for name, expected in files.items())
 
 
 def _delete_stale(folder: Path, files: Mapping[str, str]) -> None:
     """Delete files of earlier calls, unless somebody has changed them since."""
-    for name, digest in files.items():
+    for name, expected in files.items():
         path = folder / name
         inside = path.resolve().is_relative_to(folder.resolve())
-        if inside and _is_as_kept(path, digest):
+        if inside and _is_as_kept(path, expected):
             path.unlink()
 
 

@@ -7,6 +7,7 @@ from analysis.metrics.bootstrap import (
     mean_interval,
     resample_counts,
 )
+from analysis.metrics.energy import energy_distance
 from analysis.metrics.feature_statistics import (
     Factored,
     FeatureStatistics,
@@ -48,6 +49,7 @@ __all__ = [
     "accumulate_statistics",
     "bootstrap_interval",
     "density_coverage",
+    "energy_distance",
     "factored",
     "feature_statistics",
     "frechet_distance",

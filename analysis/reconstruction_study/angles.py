@@ -22,10 +22,9 @@ from analysis.reconstruction_study.measures import (
     band_probes,
     displacement,
 )
-from analysis.reconstruction_study.outcome import Outcome
 from analysis.reconstruction_study.problem import Study
-from analysis.regression_study.outcome import verdict
 from analysis.section import Section
+from analysis.study_parts import Outcome, verdict
 from diffusion.denoiser import Denoiser
 
 __all__ = ["AngleStudy", "angles_part", "judge_angles", "measure_angles"]

@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.autoencoder.energy import line_integral, score_at
+from analysis.metrics import energy_distance
 from analysis.reconstruction_study.chain_plots import plot_chains, plot_distances
 from analysis.reconstruction_study.measures import distance
-from analysis.reconstruction_study.outcome import Outcome
 from analysis.reconstruction_study.problem import Study
-from analysis.regression_study.energy_distance import energy_distance
-from analysis.regression_study.outcome import verdict
 from analysis.section import Section
+from analysis.study_parts import Outcome, verdict
 from samplers.metropolis_hastings import (
     EnergyDifference,
     measure_acceptance,

@@ -19,10 +19,9 @@ from analysis.autoencoder.energy import (
     score_at,
 )
 from analysis.plots import COLOURS, open_panels
-from analysis.reconstruction_study.outcome import Outcome
 from analysis.reconstruction_study.problem import Study
-from analysis.regression_study.outcome import verdict
 from analysis.section import Section
+from analysis.study_parts import Outcome, verdict
 from diffusion.denoiser import Denoiser
 
 __all__ = ["EnergyStudy", "energies_part", "judge_energies", "measure_energies"]

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from analysis.comparison.candidates import EMPIRICAL, GAUSSIAN
 from analysis.plots import COLOURS, SIGMA_LABEL, STYLES, open_panels
 from analysis.reconstruction_study.arms import Arm
-from analysis.reconstruction_study.outcome import Outcome
 from analysis.reconstruction_study.problem import Study
 from analysis.score_comparison import compare_denoisers
 from analysis.section import Section
+from analysis.study_parts import Outcome
 from diffusion.closed_form import EmpiricalDenoiser, fit_gaussian, fit_mixture
 from diffusion.denoiser import Denoiser
 

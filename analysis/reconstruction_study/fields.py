@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from analysis.reconstruction_study.data import Window
 from analysis.reconstruction_study.field_plots import plot_fields
 from analysis.reconstruction_study.measures import angles, displacement
-from analysis.reconstruction_study.outcome import Outcome
 from analysis.reconstruction_study.problem import Study
 from analysis.section import Section
+from analysis.study_parts import Outcome
 
 __all__ = ["WindowFields", "fields_part", "measure_fields"]
 

@@ -15,9 +15,9 @@ from analysis.autoencoder.local_geometry import (
 from analysis.autoencoder.reconstruction import at_sigma, reconstruction_jacobian
 from analysis.plots import COLOURS, STYLES, open_panels
 from analysis.reconstruction_study.arms import Arm
-from analysis.reconstruction_study.outcome import Outcome
 from analysis.reconstruction_study.problem import Study
 from analysis.section import Section
+from analysis.study_parts import Outcome
 from diffusion.denoiser import Denoiser
 
 __all__ = ["JacobianStudy", "jacobian_part", "measure_jacobians"]

@@ -21,10 +21,9 @@ from analysis.autoencoder.optima import (
 )
 from analysis.autoencoder.training import AutoencoderSettings, train_autoencoder
 from analysis.reconstruction_study.limit_plots import plot_limit, plot_limit_errors
-from analysis.reconstruction_study.outcome import Outcome
 from analysis.reconstruction_study.problem import Study
-from analysis.regression_study.outcome import verdict
 from analysis.section import Section
+from analysis.study_parts import Outcome, verdict
 
 __all__ = ["LimitStudy", "limit_part", "measure_limit"]
 

@@ -16,9 +16,9 @@ from analysis.autoencoder.modes import Modes, spurious_mode_search
 from analysis.autoencoder.reconstruction import at_sigma
 from analysis.reconstruction_study.arms import Arm
 from analysis.reconstruction_study.chain_plots import plot_maxima
-from analysis.reconstruction_study.outcome import Outcome
 from analysis.reconstruction_study.problem import Study
 from analysis.section import Section
+from analysis.study_parts import Outcome
 from diffusion.denoiser import Denoiser
 
 __all__ = ["MaximaStudy", "maxima_part", "measure_maxima"]

@@ -6,10 +6,7 @@ written last, and a folder that holds it, for the same data and settings, is com
 
 import dataclasses
 import json
-import math
-import re
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +21,19 @@ from analysis.reconstruction_study.fields import fields_part
 from analysis.reconstruction_study.jacobians import jacobian_part
 from analysis.reconstruction_study.limit import limit_part
 from analysis.reconstruction_study.maxima import maxima_part
-from analysis.reconstruction_study.outcome import PartMaker
 from analysis.reconstruction_study.problem import Study
 from analysis.reconstruction_study.settings import PARTS, StudySettings
 from analysis.report import Report
-from analysis.section import Section, kept_section
+from analysis.study_parts import (
+    MadePart,
+    Outcome,
+    folder_name,
+    is_complete,
+    kept_part,
+    make_part,
+    write_record,
+)
 from configs.errors import InputError
-from diffusion.atomic import write_json
 from diffusion.progress import Progress
 from diffusion.training.loading import checkpoint_steps
 from diffusion.training.locking import lock_workdir
@@ -42,7 +45,7 @@ __all__ = ["write_study"]
 class _Part(NamedTuple):
     """How a part is made, and which settings it depends on beside the common ones."""
 
-    make: PartMaker
+    make: Callable[[Study], Outcome]
     settings: tuple[str, ...]
 
 
@@ -60,12 +63,6 @@ _PARTS: dict[str, _Part] = {
 }
 
 
-class _Made(NamedTuple):
-    section: Section
-    figures: Mapping[str, Any]
-    seconds: float
-
-
 def write_study(name: str, settings: StudySettings) -> None:
     """Write ``study.html``, tables, figures and ``record.json``, unless they are there.
 
@@ -80,30 +77,20 @@ def write_study(name: str, settings: StudySettings) -> None:
             process writes the same study.
         OSError: If something cannot be written.
     """
-    folder = Path(settings.output or f"runs/autoencoder-study-{_slug(name)}")
+    folder = Path(settings.output or f"runs/autoencoder-study-{folder_name(name)}")
     study = Study(load_data(name, settings), settings, folder)
     study.check()
     chosen = _chosen(study)
-    page, record = folder / "study.html", folder / "record.json"
+    page = folder / "study.html"
     about = _about(study, chosen)
     with lock_workdir(folder):
-        if (
-            page.is_file()
-            and _read(record).get("about") == _plain(about)
-            and all(_kept(study, part) is not None for part in chosen)
-        ):
+        if is_complete(folder, about) and all(_kept(study, part) for part in chosen):
             print(f"done already: {page}. To start afresh delete {folder}.", flush=True)
             return
-        record.unlink(missing_ok=True)
+        (folder / "record.json").unlink(missing_ok=True)
         made = _make_parts(study, chosen)
         _write_page(page, study.data, about, made)
-        values = {
-            "about": about,
-            "backend": jax.default_backend(),
-            "seconds": {part: one.seconds for part, one in made.items()},
-            "figures": {part: one.figures for part, one in made.items()},
-        }
-        write_json(record, values)
+        write_record(folder, about, made)
     print(f"study: {page}", flush=True)
 
 
@@ -125,7 +112,7 @@ def _chosen(study: Study) -> list[str]:
     return [p for p in PARTS if study.settings.wants(p) and p not in reasons]
 
 
-def _make_parts(study: Study, chosen: list[str]) -> dict[str, _Made]:
+def _make_parts(study: Study, chosen: list[str]) -> dict[str, MadePart]:
     progress = Progress(len(chosen), label="study", unit="part")
     made = {}
     for part in chosen:
@@ -135,24 +122,14 @@ def _make_parts(study: Study, chosen: list[str]) -> dict[str, _Made]:
     return made
 
 
-def _make(study: Study, part: str) -> _Made:
-    started = time.perf_counter()
-    section, measured = _PARTS[part].make(study)
-    figures = _without_nan(measured)
-    seconds = time.perf_counter() - started
-    about, (path, beside) = _part_about(study, part), _paths(study.folder, part)
-    write_json(beside, {"about": about, "figures": figures, "seconds": seconds})
-    section.keep(path, about)
-    return _Made(section, figures, seconds)
+def _make(study: Study, part: str) -> MadePart:
+    return make_part(
+        study.folder, part, _part_about(study, part), lambda: _PARTS[part].make(study)
+    )
 
 
-def _kept(study: Study, part: str) -> _Made | None:
-    """Return a part of an earlier call, if it was made from the same and is whole."""
-    about, (path, beside) = _part_about(study, part), _paths(study.folder, part)
-    section, found = kept_section(path, study.folder, about), _read(beside)
-    if section is None or found.get("about") != _plain(about):
-        return None
-    return _Made(section, found["figures"], float(found["seconds"]))
+def _kept(study: Study, part: str) -> MadePart | None:
+    return kept_part(study.folder, part, _part_about(study, part))
 
 
 def _part_about(study: Study, part: str) -> dict[str, Any]:
@@ -181,40 +158,8 @@ def _about(study: Study, chosen: list[str]) -> dict[str, Any]:
     return {**_source(study), "settings": settings, "parts": chosen}
 
 
-def _paths(folder: Path, part: str) -> tuple[Path, Path]:
-    """Return where the section is kept, and where its figures for the record."""
-    partial = folder / "partial"
-    return partial / f"section_{part}.json", partial / f"figures_{part}.json"
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(values))
-
-
-def _without_nan(value: Any) -> Any:
-    """Return plain values with None for numbers that do not exist."""
-    if isinstance(value, dict):
-        return {key: _without_nan(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _slug(name: str) -> str:
-    """Return what a folder is called after a data set, a run or a file."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", Path(name).stem).strip("-") or "data"
-
-
 def _write_page(
-    page: Path, data: StudyData, about: Mapping[str, Any], made: Mapping[str, _Made]
+    page: Path, data: StudyData, about: Mapping[str, Any], made: Mapping[str, MadePart]
 ) -> None:
     report = Report(f"What auto-encoders learn: {data.name}")
     report.paragraph(f"{data.name}: {data.about}.")

@@ -9,10 +9,10 @@ from analysis.kernels.critical_radius import CLASSICAL, critical_radius, rwy_sto
 from analysis.kernels.power_law import fit_power_law
 from analysis.kernels.stop_curves import noise_level, target_norm
 from analysis.regression_study.measurements import SpectrumStudy
-from analysis.regression_study.outcome import Advance, Outcome
 from analysis.regression_study.plots import plot_spectrum
 from analysis.regression_study.problem import Study
 from analysis.section import Section
+from analysis.study_parts import Advance, Outcome
 
 __all__ = ["measure_spectrum", "spectrum_part"]
 

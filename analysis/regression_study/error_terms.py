@@ -21,10 +21,10 @@ from analysis.kernels.regression import decompose, fit
 from analysis.kernels.relu_ntk import relu_ntk
 from analysis.kernels.score_network import gd_run, init
 from analysis.regression_study.measurements import ErrorChain
-from analysis.regression_study.outcome import Advance, Outcome
 from analysis.regression_study.plots import plot_error_chain
 from analysis.regression_study.problem import Study
 from analysis.section import Section
+from analysis.study_parts import Advance, Outcome
 
 __all__ = ["decomposition_part", "measure_error_chain"]
 

@@ -12,10 +12,10 @@ from analysis.kernels.posterior import posterior_mean
 from analysis.kernels.regression import predict
 from analysis.kernels.stop_curves import target_norm
 from analysis.regression_study.measurements import Homogeneity
-from analysis.regression_study.outcome import Advance, Outcome
 from analysis.regression_study.problem import Regression, Sample, Study, mean_squares
 from analysis.regression_study.score_plots import plot_ray
 from analysis.section import Section
+from analysis.study_parts import Advance, Outcome
 from configs.errors import InputWarning
 
 __all__ = ["homogeneity_part", "measure_homogeneity"]

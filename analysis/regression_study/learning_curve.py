@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from analysis.kernels.posterior import posterior_mean
 from analysis.kernels.power_law import PowerLaw, fit_power_law
 from analysis.regression_study.measurements import LearningCurve
-from analysis.regression_study.outcome import Advance, Outcome
 from analysis.regression_study.plots import plot_learning_curve
 from analysis.regression_study.problem import Sample, Study, mean_squares
 from analysis.section import Section
+from analysis.study_parts import Advance, Outcome
 from diffusion.closed_form import EmpiricalDenoiser, fit_gaussian
 
 __all__ = [

@@ -6,8 +6,6 @@ holds it, for the same data and settings, is complete.
 
 import dataclasses
 import json
-import re
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +17,6 @@ from analysis.regression_study.eigenvalues import spectrum_part
 from analysis.regression_study.error_terms import decomposition_part
 from analysis.regression_study.homogeneity import homogeneity_part
 from analysis.regression_study.learning_curve import sizes_part, sizes_units
-from analysis.regression_study.outcome import Advance, PartMaker
 from analysis.regression_study.problem import Study
 from analysis.regression_study.sample_quality import samples_part, samples_units
 from analysis.regression_study.score_fields import fields_part
@@ -28,8 +25,17 @@ from analysis.regression_study.stopping import stopping_part, stopping_units
 from analysis.regression_study.wide_networks import coupling_part, coupling_units
 from analysis.report import Report
 from analysis.section import Section, kept_section
+from analysis.study_parts import (
+    Advance,
+    MadePart,
+    Outcome,
+    folder_name,
+    is_complete,
+    kept_part,
+    make_part,
+    write_record,
+)
 from configs.errors import InputError
-from diffusion.atomic import write_json
 from diffusion.progress import Progress
 from diffusion.training.loading import checkpoint_steps
 from diffusion.training.locking import lock_workdir
@@ -43,7 +49,8 @@ def _one(_: Study) -> int:
 
 
 class _Part(NamedTuple):
-    make: PartMaker
+    # Called under jax.enable_x64(True); tables and figures go into the folder.
+    make: Callable[[Study, Path, Advance], Outcome]
     units: Callable[[Study], int]
     settings: tuple[str, ...]
 
@@ -72,12 +79,6 @@ _PARTS: dict[str, _Part] = {
 _FREE_SETTINGS = ("output", "data", "data_dir")
 
 
-class _Made(NamedTuple):
-    section: Section
-    figures: Mapping[str, Any]
-    seconds: float
-
-
 def write_study(name: str, settings: StudySettings) -> None:
     """Write ``study.html``, tables, figures and ``record.json``, unless they are there.
 
@@ -95,24 +96,22 @@ def write_study(name: str, settings: StudySettings) -> None:
     study = Study(load_data(name, settings), settings)
     study.check_sizes()
     chosen = _chosen(study)
-    folder = Path(settings.output or f"runs/kernel-study-{_slug(name)}")
-    page, record = folder / "study.html", folder / "record.json"
+    folder = Path(settings.output or f"runs/kernel-study-{folder_name(name)}")
+    page = folder / "study.html"
     with lock_workdir(folder):
         about = _about(study)
-        if (
-            page.is_file()
-            and _read(record).get("about") == about
-            and all(_kept_part(study, name, folder) is not None for name in chosen)
+        if is_complete(folder, about) and all(
+            _kept(study, part, folder) for part in chosen
         ):
             print(f"done already: {page}. To start afresh delete {folder}.", flush=True)
             return
-        record.unlink(missing_ok=True)
+        (folder / "record.json").unlink(missing_ok=True)
         made = _make_parts(study, chosen, folder)
         sections = {name: one.section for name, one in made.items()}
         if settings.network is not None:
             sections["network"] = _network(settings, folder)
         _write_page(page, study, about, sections)
-        _write_record(record, study, about, made)
+        write_record(folder, about, made)
     print(f"study: {page}", flush=True)
 
 
@@ -135,7 +134,7 @@ def _chosen(study: Study) -> list[str]:
     return [name for name in PARTS if settings.wants(name) and name not in reasons]
 
 
-def _make_parts(study: Study, chosen: list[str], folder: Path) -> dict[str, _Made]:
+def _make_parts(study: Study, chosen: list[str], folder: Path) -> dict[str, MadePart]:
     progress = Progress(
         sum(_PARTS[name].units(study) for name in chosen), label="study", unit="step"
     )
@@ -143,7 +142,7 @@ def _make_parts(study: Study, chosen: list[str], folder: Path) -> dict[str, _Mad
     with jax.enable_x64(True):
         for name in chosen:
             before = progress.done
-            made[name] = _make_part(
+            made[name] = _make(
                 study, name, folder, lambda note: progress.advance(note=note)
             )
             left = _PARTS[name].units(study) - (progress.done - before)
@@ -153,40 +152,26 @@ def _make_parts(study: Study, chosen: list[str], folder: Path) -> dict[str, _Mad
     return made
 
 
-def _make_part(study: Study, name: str, folder: Path, advance: Advance) -> _Made:
+def _make(study: Study, name: str, folder: Path, advance: Advance) -> MadePart:
     """Return a part as an earlier call left it, or make it and keep it."""
-    kept = _kept_part(study, name, folder)
+    kept = _kept(study, name, folder)
     if kept is not None:
         return kept
     study.eta  # noqa: B018, refuses a step size before anything is trained
-    started = time.perf_counter()
-    section, figures = _PARTS[name].make(study, folder, advance)
-    seconds = time.perf_counter() - started
-    about, (path, beside) = _part_about(study, name), _part_paths(name, folder)
-    write_json(beside, {"about": about, "figures": figures, "seconds": seconds})
-    section.keep(path, about)
-    return _Made(section, figures, seconds)
+    about = _part_about(study, name)
+    return make_part(
+        folder, name, about, lambda: _PARTS[name].make(study, folder, advance)
+    )
 
 
-def _kept_part(study: Study, name: str, folder: Path) -> _Made | None:
-    """Return a part of an earlier call, if it was made from the same and is whole."""
-    about, (path, beside) = _part_about(study, name), _part_paths(name, folder)
-    section, found = kept_section(path, folder, about), _read(beside)
-    if section is None or found.get("about") != _plain(about):
-        return None
-    return _Made(section, found["figures"], float(found["seconds"]))
+def _kept(study: Study, name: str, folder: Path) -> MadePart | None:
+    return kept_part(folder, name, _part_about(study, name))
 
 
 def _part_about(study: Study, name: str) -> dict[str, Any]:
     wanted = (*_COMMON, *_PARTS[name].settings)
     values = dataclasses.asdict(study.settings)
     return {**_source(study.data), "part": name, **{k: values[k] for k in wanted}}
-
-
-def _part_paths(name: str, folder: Path) -> tuple[Path, Path]:
-    """Return where the section is kept, and where its figures for the record."""
-    partial = folder / "partial"
-    return partial / f"section_{name}.json", partial / f"figures_{name}.json"
 
 
 def _network(settings: StudySettings, folder: Path) -> Section:
@@ -222,25 +207,7 @@ def _about(study: Study) -> dict[str, Any]:
     }
     network = study.settings.network
     steps = [] if network is None else checkpoint_steps(network)
-    return _plain({**_source(study.data), "settings": settings, "network_steps": steps})
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values as they come back from JSON."""
-    return json.loads(json.dumps(values))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _slug(name: str) -> str:
-    """Return what a folder is called after a data set or a file."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", Path(name).stem).strip("-") or "data"
+    return {**_source(study.data), "settings": settings, "network_steps": steps}
 
 
 def _write_page(
@@ -269,15 +236,3 @@ def _write_page(
     shown = {**about, "backend": jax.default_backend()}
     report.preformatted(json.dumps(shown, indent=2))
     report.write(page)
-
-
-def _write_record(
-    path: Path, study: Study, about: Mapping[str, Any], made: Mapping[str, _Made]
-) -> None:
-    values = {
-        "about": about,
-        "backend": jax.default_backend(),
-        "seconds": {name: one.seconds for name, one in made.items()},
-        "figures": {name: one.figures for name, one in made.items()},
-    }
-    write_json(path, values)

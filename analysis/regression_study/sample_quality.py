@@ -17,13 +17,13 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from analysis.kernels.kernel_denoiser import kernel_denoiser
+from analysis.metrics import energy_distance
 from analysis.plots import plot_sample_grid
-from analysis.regression_study.energy_distance import energy_distance
 from analysis.regression_study.measurements import SampleStudy
-from analysis.regression_study.outcome import Advance, Outcome
 from analysis.regression_study.problem import Study, draw_mixture
 from analysis.regression_study.score_plots import plot_sample_distance, plot_samples
 from analysis.section import Section
+from analysis.study_parts import Advance, Outcome
 from diffusion.closed_form import fit_gaussian
 from diffusion.denoiser import Denoiser
 from samplers import karras

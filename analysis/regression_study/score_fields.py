@@ -10,10 +10,10 @@ from analysis.kernels.diffusion_regression import score_from_f, weighted_errors
 from analysis.kernels.posterior import posterior_mean
 from analysis.kernels.regression import predict
 from analysis.regression_study.measurements import FieldStudy, ScoreField
-from analysis.regression_study.outcome import Advance, Outcome
 from analysis.regression_study.problem import Study
 from analysis.regression_study.score_plots import plot_error_by_time, plot_field
 from analysis.section import Section
+from analysis.study_parts import Advance, Outcome
 
 __all__ = ["fields_part", "measure_fields"]
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from analysis.kernels.early_stopping import RULES, choose_stop
 from analysis.kernels.score_network import gd_run, init
 from analysis.regression_study.measurements import NetworkPath, StopStudy
-from analysis.regression_study.outcome import Advance, Outcome, verdict
 from analysis.regression_study.plots import plot_stop_ratios, plot_stops
 from analysis.regression_study.problem import Regression, Study, mean_squares
 from analysis.regression_study.wide_networks import default_steps
 from analysis.section import Section
+from analysis.study_parts import Advance, Outcome, verdict
 from configs.errors import InputWarning
 
 __all__ = [

@@ -18,10 +18,10 @@ from analysis.kernels.coupling import (
     coupling_slopes,
 )
 from analysis.kernels.power_law import PowerLaw, fit_power_law
-from analysis.regression_study.outcome import Advance, Outcome, verdict
 from analysis.regression_study.plots import plot_coupling, plot_movement
 from analysis.regression_study.problem import Study
 from analysis.section import Section
+from analysis.study_parts import Advance, Outcome, verdict
 from configs.errors import InputWarning
 
 __all__ = ["CouplingStudy", "coupling_part", "coupling_units", "measure_coupling"]

@@ -30,10 +30,10 @@ from analysis.reconstruction_study.estimators import _explained, measure_estimat
 from analysis.reconstruction_study.jacobians import measure_jacobians
 from analysis.reconstruction_study.limit import measure_limit
 from analysis.reconstruction_study.measures import Probes, band_probes, distance
-from analysis.reconstruction_study.outcome import Outcome
 from analysis.reconstruction_study.problem import Study
 from analysis.reconstruction_study.settings import StudySettings
 from analysis.section import Section
+from analysis.study_parts import Outcome
 from configs.errors import InputError
 from diffusion.closed_form import GaussianDenoiser
 from diffusion.command_line import exit_on_error

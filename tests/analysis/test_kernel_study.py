@@ -10,16 +10,15 @@ import pytest
 
 from analysis import kernel_study
 from analysis.kernels.coupling import CouplingSlopes
+from analysis.metrics import energy_distance
 from analysis.regression_study import report
 from analysis.regression_study.data import load_data
-from analysis.regression_study.energy_distance import energy_distance
 from analysis.regression_study.learning_curve import (
     closed_form_errors,
     first_win,
     measure_learning_curve,
 )
 from analysis.regression_study.measurements import LearningCurve
-from analysis.regression_study.outcome import Outcome
 from analysis.regression_study.problem import (
     Sample,
     Study,
@@ -30,6 +29,7 @@ from analysis.regression_study.settings import StudySettings
 from analysis.regression_study.stopping import measure_stops
 from analysis.regression_study.wide_networks import _judge
 from analysis.section import Section
+from analysis.study_parts import Outcome
 from configs.errors import InputWarning
 from diffusion.command_line import exit_on_error
 
