@@ -24,8 +24,7 @@ from analysis.autoencoder.datasets import (
 )
 from analysis.reconstruction_study.reference import DensityDenoiser
 from analysis.reconstruction_study.settings import BUILT_IN, StudySettings
-from analysis.regression_study.data import load_data as load_table
-from analysis.regression_study.settings import StudySettings as TableSettings
+from analysis.tables import load_table
 from configs.errors import InputError, choice_error
 from configs.schema import DataConfig
 from diffusion.closed_form import EmpiricalDenoiser, MixtureDenoiser
@@ -214,10 +213,10 @@ def _images(name: str, split: Split) -> StudyData:
 
 
 def _table(path: str) -> StudyData:
-    table = load_table(path, TableSettings())
+    table = load_table(path)
     clean, held_out = (
         part.astype(np.float32).reshape(-1, *table.event)
-        for part in (table.clean, table.held_out)
+        for part in (table.training, table.held_out)
     )
     digest = hashlib.sha256(np.ascontiguousarray(clean).data).hexdigest()
     return StudyData(

@@ -4,19 +4,16 @@ Images have values in [-1, 1]; those of 28x28 pixels become 14x14 by averaging. 
 columns of a table are standardised: mean 0 and variance 1 over its training rows.
 """
 
-import hashlib
 import math
-import zipfile
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.kernels.checks import check_data, check_finite
 from analysis.regression_study.settings import BUILT_IN, StudySettings
+from analysis.tables import HELD_OUT, load_table
 from configs.errors import InputError, choice_error
 from configs.schema import DataConfig
 from diffusion.closed_form import MixtureDenoiser
@@ -24,7 +21,6 @@ from diffusion.data import Split, open_archive, split_dataset, split_of, to_data
 
 __all__ = ["StudyData", "load_data"]
 
-_HELD_OUT = 0.2
 _MNIST_SIDE = 14
 
 
@@ -147,7 +143,7 @@ def _averaged(images: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _mnist(settings: StudySettings) -> Split:
     if settings.data is not None:
-        return split_dataset(open_archive(settings.data).read(), _HELD_OUT, 0)
+        return split_dataset(open_archive(settings.data).read(), HELD_OUT, 0)
     try:
         return split_of(DataConfig("mnist", data_dir=settings.data_dir))
     except InputError as error:
@@ -159,89 +155,18 @@ def _mnist(settings: StudySettings) -> Split:
 
 
 def _table(path: str, settings: StudySettings) -> StudyData:
-    x, y = _read_npz(path) if path.endswith(".npz") else (_read_csv(path), None)
-    if x.ndim < 2 or len(x) < 20 or not math.prod(x.shape[1:]):
-        raise InputError(f"x of {path!r} has shape {x.shape}; give (n, d), n >= 20")
-    event, rows = x.shape[1:], x.reshape(len(x), -1)
-    if y is None and settings.target == "labels":
-        raise InputError(f"{path!r} has no y to regress; leave out --target labels")
-    labels = None if y is None else _checked_labels(path, rows, y)
-    check_finite("x", rows)
-    order = np.random.default_rng(0).permutation(len(rows))
-    held_out, training = np.split(order, [round(_HELD_OUT * len(rows))])
-    mean, deviation = rows[training].mean(axis=0), rows[training].std(axis=0)
-    rows = (rows - mean) / np.where(deviation > 0, deviation, 1)
-    use = labels if settings.target == "labels" else None
+    regresses_labels = settings.target == "labels"
+    table = load_table(path, needs_labels=regresses_labels)
     return StudyData(
         path,
-        f"{len(training)} rows to learn from and {len(held_out)} held out, "
-        f"{rows.shape[1]} columns brought to mean 0 and variance 1",
-        hashlib.sha256(np.ascontiguousarray(rows[training]).data).hexdigest(),
-        event,
-        rows[training],
-        rows[held_out],
-        labels=None if use is None else use[training],
-        held_out_labels=None if use is None else use[held_out],
+        table.about,
+        table.digest,
+        table.event,
+        table.training,
+        table.held_out,
+        labels=table.training_labels if regresses_labels else None,
+        held_out_labels=table.held_out_labels if regresses_labels else None,
     )
-
-
-def _checked_labels(path: str, rows: NDArray, y: NDArray) -> NDArray[np.float64]:
-    if y.ndim not in (1, 2) or len(y) != len(rows):
-        raise InputError(
-            f"y of {path!r} has shape {y.shape}; give ({len(rows)},) or "
-            f"({len(rows)}, k), a row for each of x"
-        )
-    labels = y.reshape(len(y), -1)
-    check_data(rows, labels)
-    return labels
-
-
-def _read_npz(path: str) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    try:
-        with np.load(_existing(path), allow_pickle=False) as file:
-            if "x" not in file.files:
-                found = ", ".join(file.files) or "nothing"
-                raise InputError(
-                    f"{path!r} has no array 'x' but {found:.200}; write it with "
-                    "np.savez(path, x=...), y=... if there are labels"
-                )
-            x, y = file["x"], file["y"] if "y" in file.files else None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path!r} is no npz file of numbers: {error}") from error
-    return _numbers(path, "x", x), None if y is None else _numbers(path, "y", y)
-
-
-def _read_csv(path: str) -> NDArray[np.float64]:
-    text = _existing(path).read_text(errors="replace").splitlines()
-    try:
-        has_header = bool(text) and not _is_number(text[0].split(",")[0])
-        return np.loadtxt(text[has_header:], delimiter=",", ndmin=2, dtype=np.float64)
-    except ValueError as error:
-        raise InputError(
-            f"{path!r} is no table of numbers with commas between them: {error}"
-        ) from error
-
-
-def _numbers(path: str, name: str, values: NDArray[Any]) -> NDArray[np.float64]:
-    if values.dtype.kind not in "iufb":
-        raise InputError(f"{name} of {path!r} is {values.dtype}; give numbers")
-    return values.astype(np.float64)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _existing(path: str) -> Path:
-    if not Path(path).is_file():
-        raise InputError(f"there is no file {path!r}")
-    return Path(path)
 
 
 def _unknown(name: str) -> InputError:
