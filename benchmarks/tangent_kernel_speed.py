@@ -13,12 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from analysis.kernels.empirical_ntk import (
-    NTKMethod,
-    ProbeMethod,
-    empirical_ntk,
-    estimate_traced_ntk,
-)
+from analysis.kernels.empirical_ntk import NTKMethod, empirical_ntk
+from analysis.kernels.probed_ntk import ProbeMethod, estimate_traced_ntk
 from analysis.kernels.two_layer_network import apply, init
 from benchmarks.measure import assert_same, relative_error, scratch_mib, seconds_of
 from configs.network_schema import SongUNetConfig

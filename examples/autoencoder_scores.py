@@ -18,7 +18,8 @@ from analysis.autoencoder.energy import line_integral, score_at
 from analysis.autoencoder.local_geometry import angle_error
 from analysis.autoencoder.training import AutoencoderSettings, train_autoencoder
 from diffusion.denoiser import score
-from samplers.metropolis_hastings import measure_acceptance, mh_sample
+from samplers.chains import measure_acceptance
+from samplers.metropolis_hastings import mh_sample
 
 SIGMA = 1.0
 

@@ -1,6 +1,7 @@
 """Moving x from sigma_max to 0: grids, solvers and starts for any denoiser."""
 
 from samplers.adaptive import adaptive_dpm_solver
+from samplers.chains import Acceptance, Chain, measure_acceptance
 from samplers.dpm_solver_pp import DPMSolverPP
 from samplers.dpm_solver_v3 import DPMSolverV3
 from samplers.effective_variances import (
@@ -20,13 +21,7 @@ from samplers.likelihood import (
     dequantise,
     log_likelihood,
 )
-from samplers.metropolis_hastings import (
-    Acceptance,
-    Chain,
-    mala_sample,
-    measure_acceptance,
-    mh_sample,
-)
+from samplers.metropolis_hastings import mala_sample, mh_sample
 from samplers.model_statistics import (
     ModelStatistics,
     TabulatedStatistics,

@@ -26,15 +26,14 @@ from jax.typing import ArrayLike
 
 from configs.errors import InputError
 from diffusion.denoiser import Denoiser, as_pytree, expand_sigma
-from samplers.metropolis_hastings import (
+from samplers.chains import (
     Chain,
     Position,
     chain_keys,
-    mala_sample,
-    mh_sample,
     move_numbers,
     run_chains,
 )
+from samplers.metropolis_hastings import mala_sample, mh_sample
 from samplers.schedules import check_grid
 from samplers.solver import Solution, check_keys
 

@@ -16,7 +16,8 @@ score, q(x'|x) = N(x + step^2 score(x) / (2 T), step^2), and corrects for it exa
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,71 +25,54 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from numpy.typing import NDArray
 
 from configs.errors import InputError, require
 from diffusion.denoiser import as_pytree, expand_sigma
+from samplers.chains import Chain, chain_keys, move_numbers, run_chains
 
 __all__ = [
-    "Acceptance",
-    "Chain",
     "EnergyDifference",
-    "Position",
-    "chain_keys",
+    "ScoreIntegral",
     "mala_sample",
-    "measure_acceptance",
     "mh_sample",
-    "move_numbers",
-    "run_chains",
 ]
 
 EnergyDifference = Callable[[Array, Array], Array]
 """(x, x_new), each (B, *event) -> E(x_new) - E(x), (B,), with E = -log p."""
 
 
-class Chain(NamedTuple):
-    """B chains, side by side.
+@runtime_checkable
+class ScoreIntegral(Protocol):
+    """An energy difference that is the integral of a score along the segment.
 
-    Attributes:
-        x: (n, B, *event) states kept, without the start.
-        accept: (n, B) share of the moves since the state before that were accepted.
+    Where the quadrature has the ends of the segment among its nodes, the score at a
+    state is evaluated once, however many moves begin there.
     """
 
-    x: Array
-    accept: Array
+    def __call__(self, x: Array, x_new: Array) -> Array:
+        """Return E(x_new) - E(x), (B,); see `EnergyDifference`."""
+        ...
 
+    @property
+    def uses_ends(self) -> bool:
+        """Whether both ends are nodes."""
+        ...
 
-class Acceptance(NamedTuple):
-    """How often chains moved.
+    @property
+    def score(self) -> Callable[[Array], Array]:
+        """What is integrated, (B, *event) -> (B, *event), the gradient of log p."""
+        ...
 
-    Attributes:
-        mean: Accepted moves over proposed ones.
-        standard_error: Of that, from the spread over chains; NaN for one chain.
-        per_chain: (B,) the same for each chain.
-        stuck: Share of chains that never moved.
-    """
-
-    mean: float
-    standard_error: float
-    per_chain: NDArray[np.float64]
-    stuck: float
-
-
-class Position(NamedTuple):
-    """Where the chains are.
-
-    Attributes:
-        x: (B, *event) states.
-    """
-
-    x: Array
+    def between(self, x: Array, x_new: Array, score: Array, score_new: Array) -> Array:
+        """Return E(x_new) - E(x), (B,), where both ends are nodes and known."""
+        ...
 
 
 class _Slope(NamedTuple):
-    """Where the chains are, with the score there, (B, *event) each."""
+    """Where the chains are, with the score there, (B, *event), or None if unused."""
 
     x: Array
-    score: Array
+    score: Any
 
 
 class _Walk(NamedTuple):
@@ -122,7 +106,8 @@ def mh_sample(
     Args:
         key: A `jax.random.key`.
         energy_difference: See `EnergyDifference`; a pytree, or a plain function, whose
-            arrays are then compiled in.
+            arrays are then compiled in.  Of a `ScoreIntegral` that uses the ends the
+            score at a state is kept for the moves that begin there.
         x0: Starts, (B, *event), data units; the states keep its dtype.
         step: Standard deviation of a move, () or (B,), data units, above 0.
         n: States to keep, at least 1.
@@ -161,7 +146,7 @@ def mala_sample(
     n: int,
     temperature: ArrayLike = 1.0,
     *,
-    score: Callable[[Array], Array],
+    score: Callable[[Array], Array] | None = None,
     thinning: int = 1,
     log_density: Callable[[Array], Array] | None = None,
 ) -> Chain:
@@ -170,8 +155,9 @@ def mala_sample(
         x' = x + step^2 score(x) / (2 T) + step n
 
     The score is evaluated once a move, at its end; it need not belong to the energy,
-    which alone decides what is sampled.  Chain i depends on the key, on i and on its
-    start alone.
+    which alone decides what is sampled.  Where it does (None), a quadrature with both
+    ends among its nodes, such as ``lobatto4``, takes it from there.  Chain i depends on
+    the key, on i and on its start alone.
 
     Args:
         key: A `jax.random.key`.
@@ -180,7 +166,8 @@ def mala_sample(
         step: Standard deviation of the noise of a move, () or (B,), above 0.
         n: States to keep, at least 1.
         temperature: T, () or (B,), above 0; 1 samples p itself.
-        score: (B, *event) -> (B, *event), the gradient of log p.
+        score: (B, *event) -> (B, *event), the gradient of log p; None for that of the
+            energy difference, which must then be a `ScoreIntegral`.
         thinning: Moves from one state kept to the next, at least 1.
         log_density: As in `mh_sample`.
 
@@ -188,98 +175,27 @@ def mala_sample(
         The chains; see `Chain`.
 
     Raises:
-        InputError: As in `mh_sample`, or if the score has another shape than `x0`.
+        InputError: As in `mh_sample`, or if the score is missing or has another shape
+            than `x0`.
 
     Source: Roberts & Tweedie, Bernoulli 2 (1996) 341-363.
     """
     x, indices, walk = _prepare(x0, step, n, temperature, thinning)
     _check_start(energy_difference, x, log_density)
-    shape = jax.eval_shape(as_pytree(score), x).shape
+    energies = as_pytree(energy_difference)
+    own = energies.score if isinstance(energies, ScoreIntegral) else None
+    slope = own if score is None else as_pytree(score)
+    if slope is None:
+        raise InputError(
+            "mala_sample got no score, and the energy difference is no integral of "
+            "one; give score=, the gradient of log p"
+        )
+    shape = jax.eval_shape(slope, x).shape
     if shape != x.shape:
         raise InputError(f"the score of x0 {x.shape} has shape {shape}; give the same")
-    keys, energies = chain_keys(key, len(x)), as_pytree(energy_difference)
-    return _langevin_walk(energies, as_pytree(score), x, keys, indices, walk)
-
-
-def measure_acceptance(chain: Chain, *, burn_in: int = 0) -> Acceptance:
-    """Return how often chains moved.
-
-    Args:
-        chain: From `mh_sample` or `mala_sample`.
-        burn_in: States at the beginning that are left out, in [0, n).
-
-    Returns:
-        See `Acceptance`.
-
-    Raises:
-        InputError: If `burn_in` leaves nothing.
-    """
-    accept = np.asarray(chain.accept, np.float64)
-    require(0 <= burn_in < len(accept), "burn_in", burn_in, f"in [0, {len(accept)})")
-    per_chain = accept[burn_in:].mean(axis=0)
-    count = len(per_chain)
-    error = per_chain.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
-    stuck = np.mean(per_chain == 0)
-    return Acceptance(float(per_chain.mean()), float(error), per_chain, float(stuck))
-
-
-def chain_keys(key: Array, count: int) -> Array:
-    """Return a key for each chain, (count,): chain i has one, however many there are.
-
-    Args:
-        key: A `jax.random.key`.
-        count: B, the number of chains.
-    """
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
-
-
-def move_numbers(n: int, thinning: int) -> Array:
-    """Return the numbers of the moves, (n, thinning), after checking both.
-
-    Args:
-        n: States to keep.
-        thinning: Moves from one to the next.
-
-    Raises:
-        InputError: If one is not an integer of at least 1.
-    """
-    for name, value in (("n", n), ("thinning", thinning)):
-        require(value == int(value) and value >= 1, name, value, "an integer >= 1")
-    return jnp.arange(int(n) * int(thinning)).reshape(int(n), int(thinning))
-
-
-def run_chains(
-    move: Callable[[Any, Array], tuple[Any, Array]],
-    state: Any,
-    keys: Array,
-    indices: Array,
-) -> Chain:
-    """Make moves and keep a state after each row of them, in one scan.
-
-    Args:
-        move: (state, keys (B,)) -> the state after one move, and (B,) whether it was
-            accepted.
-        state: A NamedTuple with the states `x`, (B, *event).
-        keys: (B,) the keys of the chains.
-        indices: (n, thinning) numbers of the moves; a move has the chain's key folded
-            with its number.
-
-    Returns:
-        The chains.
-    """
-
-    def one(carry: tuple[Any, Array], index: Array) -> tuple[tuple[Any, Array], None]:
-        state, count = carry
-        here = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-        state, accepted = move(state, here)
-        return (state, count + accepted), None
-
-    def row(state: Any, numbers: Array) -> tuple[Any, tuple[Array, Array]]:
-        none = jnp.zeros(len(keys), jnp.int32)
-        (state, count), _ = jax.lax.scan(one, (state, none), numbers)
-        return state, (state.x, count / len(numbers))
-
-    return Chain(*jax.lax.scan(row, state, indices)[1])
+    shared = score is None and _reused_score(energies) is not None
+    keys = chain_keys(key, len(x))
+    return _langevin_walk(energies, slope, x, keys, indices, walk, shared)
 
 
 @jax.jit
@@ -290,21 +206,24 @@ def _random_walk(
     indices: Array,
     walk: _Walk,
 ) -> Chain:
-    def move(state: Position, keys: Array) -> tuple[Position, Array]:
+    reused = _reused_score(energy_difference)
+
+    def move(state: _Slope, keys: Array) -> tuple[_Slope, Array]:
         white, uniform, kick = jax.vmap(lambda k: jax.random.split(k, 3))(keys).T
         kicked = jax.vmap(lambda k: jax.random.uniform(k))(kick) < walk.kick_share
         length = jnp.where(kicked, walk.kick_scale, 1.0)
         length = walk.step * length.astype(walk.step.dtype).reshape(_column(x))
-        new = (state.x + length * _normal(white, x, length.dtype)).astype(x.dtype)
-        log_ratio = -energy_difference(state.x, new) / walk.temperature.ravel()
-        accepted = _accepts(uniform, log_ratio)
-        kept = jnp.where(accepted.reshape(_column(x)), new, state.x)
-        return Position(kept), accepted
+        moved = (state.x + length * _normal(white, x, length.dtype)).astype(x.dtype)
+        new = _Slope(moved, None if reused is None else reused(moved))
+        difference = _difference(energy_difference, state, new)
+        accepted = _accepts(uniform, -difference / walk.temperature.ravel())
+        return _chosen(accepted, new, state), accepted
 
-    return run_chains(move, Position(x), keys, indices)
+    first = _Slope(x, None if reused is None else reused(x))
+    return run_chains(move, first, keys, indices)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="shared")
 def _langevin_walk(
     energy_difference: EnergyDifference,
     score: Callable[[Array], Array],
@@ -312,7 +231,9 @@ def _langevin_walk(
     keys: Array,
     indices: Array,
     walk: _Walk,
+    shared: bool,
 ) -> Chain:
+    """Walk; with `shared` the score is that of the energy difference, a node too."""
     pull = walk.step**2 / (2 * walk.temperature)
     variance = walk.step.ravel() ** 2
 
@@ -320,20 +241,49 @@ def _langevin_walk(
         white, uniform = jax.vmap(lambda k: jax.random.split(k, 2))(keys).T
         drifted = state.x + pull * state.score
         noise = walk.step * _normal(white, x, walk.step.dtype)
-        new = (drifted + noise).astype(x.dtype)
-        there = score(new)
+        moved = (drifted + noise).astype(x.dtype)
+        new = _Slope(moved, score(moved))
         # What rounding made of the move is what is to be balanced, not the noise.
-        forward, backward = new - drifted, state.x - (new + pull * there)
+        forward, backward = moved - drifted, state.x - (moved + pull * new.score)
         log_q = (_squared(forward) - _squared(backward)) / (2 * variance)
-        log_ratio = -energy_difference(state.x, new) / walk.temperature.ravel()
-        accepted = _accepts(uniform, log_ratio + log_q)
-        made = accepted.reshape(_column(x))
-        kept = _Slope(
-            jnp.where(made, new, state.x), jnp.where(made, there, state.score)
-        )
-        return kept, accepted
+        if shared:
+            difference = _difference(energy_difference, state, new)
+        else:
+            difference = energy_difference(state.x, moved)
+        log_ratio = log_q - difference / walk.temperature.ravel()
+        accepted = _accepts(uniform, log_ratio)
+        return _chosen(accepted, new, state), accepted
 
     return run_chains(move, _Slope(x, score(x)), keys, indices)
+
+
+def _reused_score(
+    energy_difference: EnergyDifference,
+) -> Callable[[Array], Array] | None:
+    """Return the score that is known at the ends of every move, if there is one."""
+    if isinstance(energy_difference, ScoreIntegral) and energy_difference.uses_ends:
+        return energy_difference.score
+    return None
+
+
+def _difference(energy_difference: EnergyDifference, old: _Slope, new: _Slope) -> Array:
+    """Return E(new) - E(old), (B,), from the scores there if both are known."""
+    if (
+        not isinstance(energy_difference, ScoreIntegral)
+        or old.score is None
+        or new.score is None
+    ):
+        return energy_difference(old.x, new.x)
+    return energy_difference.between(old.x, new.x, old.score, new.score)
+
+
+def _chosen(accepted: Array, new: _Slope, old: _Slope) -> _Slope:
+    """Return the new states where they were accepted."""
+
+    def choose(a: Array, b: Array) -> Array:
+        return jnp.where(accepted.reshape(_column(a)), a, b)
+
+    return jax.tree.map(choose, new, old)
 
 
 def _accepts(keys: Array, log_ratio: Array) -> Array:

@@ -93,6 +93,27 @@ class LineIntegral:
         """Return E(x_new) - E(x), (B,), of points (B, *event)."""
         return energy_difference(self.score, x, x_new, rule=self.rule)
 
+    @property
+    def uses_ends(self) -> bool:
+        """Whether both ends of the segment are nodes of the rule."""
+        nodes = quadrature(self.rule).nodes
+        return bool(nodes[0] == 0 and nodes[-1] == 1)
+
+    def between(self, x: Array, x_new: Array, score: Array, score_new: Array) -> Array:
+        """Return E(x_new) - E(x), (B,), given the score at both ends.
+
+        Args:
+            x: (B, *event), data units.
+            x_new: (B, *event), data units.
+            score: (B, *event) at `x`.
+            score_new: (B, *event) at `x_new`.
+        """
+        x, x_new = _points(x, x_new)
+        nodes, weights = (jnp.asarray(v, x.dtype) for v in quadrature(self.rule))
+        ends = (weights[0] * score + weights[-1] * score_new) * (x_new - x)
+        inner = _integrate(self.score, x, x_new, nodes[1:-1], weights[1:-1])
+        return inner - jnp.sum(ends, axis=tuple(range(1, x.ndim)))
+
 
 def energy_difference(
     score: Score, x: ArrayLike, x_new: ArrayLike, *, rule: str = "gl3"

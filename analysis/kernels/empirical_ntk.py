@@ -12,8 +12,7 @@ W alone trained, matrix products of activation masks,
 
     Theta_ij = z_i.z_j (1/m) sum_r a_r a_r^T 1{w_r.z_i > 0} 1{w_r.z_j > 0}.
 
-Where d is large the trace is estimated (Hutchinson 1990): for v of random signs,
-E (J_i^T v).(J_j^T v) = tr Theta_ij.
+Where d is large the trace is estimated: `analysis.kernels.probed_ntk`.
 
 A network is a pure ``apply(params, x)``, (B, *event) to (B, *output), that treats
 samples apart.  Of one of this project's, at noise level sigma:
@@ -25,7 +24,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -35,39 +34,26 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from analysis.kernels.gram import check_points, fill_blocks
-from configs.errors import InputError, require, require_choice
+from configs.errors import InputError, require_choice
 
 __all__ = [
-    "EstimatedNTK",
+    "Apply",
     "NTKMethod",
-    "ProbeMethod",
+    "contract",
     "empirical_ntk",
     "empirical_ntk_vector_product",
-    "estimate_traced_ntk",
+    "flat_output",
     "traced_empirical_ntk",
 ]
 
 Apply = Callable[[Any, Array], Array]
 NTKMethod = Literal["jacobian", "vp", "relu_mask"]
-ProbeMethod = Literal["gradients", "vjp_jvp"]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _NOT_TWO_LAYERS = (
     "method 'relu_mask' is for the network m^(-1/2) relu(z W^T) a with params.W (m, p) "
     "and params.a (m, d) alone; {}: choose 'jacobian' or 'vp'"
 )
-
-
-class EstimatedNTK(NamedTuple):
-    """A Monte Carlo estimate of the traced kernel.
-
-    Attributes:
-        mean: (n, q) estimates of tr Theta_ij, unbiased.
-        standard_error: (n, q) standard errors of the mean over the probes.
-    """
-
-    mean: Array
-    standard_error: Array
 
 
 def empirical_ntk(
@@ -131,54 +117,6 @@ def traced_empirical_ntk(
         InputError: As `empirical_ntk` does.
     """
     return _exact(apply, params, A, B, method, block, traced=True)
-
-
-def estimate_traced_ntk(
-    apply: Apply,
-    params: Any,
-    A: ArrayLike,
-    B: ArrayLike | None,
-    key: Array,
-    *,
-    num_probes: int = 16,
-    method: ProbeMethod = "gradients",
-    block: int = 16,
-) -> EstimatedNTK:
-    """Return tr Theta_ij estimated with random signs on the outputs.
-
-    All pairs share the probes, so that the estimate is a matrix without negative
-    eigenvalues, and errors of entries go together.
-
-    Args:
-        apply: See `empirical_ntk`.
-        params: Parameters.
-        A: (n, *event) inputs.
-        B: (q, *event) inputs, or None for `A` itself.
-        key: A `jax.random.key`.
-        num_probes: At least 2.
-        method: ``"gradients"`` holds the gradients J^T v of two blocks, block x P
-            numbers each; ``"vjp_jvp"`` holds one gradient, and pushes it forward
-            through all inputs of a block: n q passes instead of products of vectors.
-        block: Inputs of either set at once.  Gradients are computed again for each
-            block of the other set: the larger it is, the fewer.
-
-    Returns:
-        Estimates and standard errors, (n, q) each.
-
-    Raises:
-        InputError: If a shape does not fit, the method is unknown, or there are fewer
-            than two probes.
-    """
-    require_choice("method", method, get_args(ProbeMethod))
-    require(num_probes >= 2, "num_probes", num_probes, "a whole number, >= 2")
-    a, b = check_points(A, B, block)
-    output = jax.eval_shape(apply, params, a[:1])
-    probes = _draw_probes(key, (num_probes, math.prod(output.shape[1:])), output.dtype)
-    with_gradients = method == "gradients"
-    pairwise = _Probed(params, probes, apply=apply, with_gradients=with_gradients)
-    values = fill_blocks(pairwise, a, b, block)
-    spread = jnp.std(values, axis=2, ddof=1)
-    return EstimatedNTK(jnp.mean(values, axis=2), spread / math.sqrt(num_probes))
 
 
 @partial(jax.jit, static_argnames="apply")
@@ -293,12 +231,14 @@ class _Jacobians:
         first = self._jacobians(a)
         second = first if b is a else self._jacobians(b)
         form = "nkp,qkp->nq" if self.traced else "nkp,qlp->nqkl"
-        return _contract(form, first, second)
+        return contract(form, first, second)
 
     def _jacobians(self, x: Array) -> list[Array]:
         """Return the Jacobians of each parameter array, (n, d, size) each."""
         tree = jax.vmap(
-            lambda one: jax.jacrev(lambda p: _output(self.apply, p, one))(self.params)
+            lambda one: jax.jacrev(lambda p: flat_output(self.apply, p, one))(
+                self.params
+            )
         )(x)
         return [leaf.reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(tree)]
 
@@ -316,7 +256,9 @@ class _Products:
         _, push = jax.linearize(lambda p: self.apply(p, a), self.params)
 
         def of_input(one: Array) -> Array:
-            output, pull = jax.vjp(lambda p: _output(self.apply, p, one), self.params)
+            output, pull = jax.vjp(
+                lambda p: flat_output(self.apply, p, one), self.params
+            )
 
             def of_output(k: Array) -> Array:
                 basis = jnp.zeros_like(output).at[k].set(1)
@@ -330,69 +272,26 @@ class _Products:
         return values.T if self.traced else jnp.transpose(values, (2, 0, 3, 1))
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Probed:
-    """(J_i^T v).(J_j^T v) for each probe v, (n, q, probes)."""
+def flat_output(apply: Apply, params: Any, one: Array) -> Array:
+    """Return what a network gives for one input, (d,).
 
-    params: Any
-    probes: Array
-    apply: Apply = field(metadata={"static": True})
-    with_gradients: bool = field(metadata={"static": True})
-
-    def __call__(self, a: Array, b: Array) -> Array:
-        one = self._by_gradients(a, b) if self.with_gradients else self._pushed(a, b)
-        return jnp.moveaxis(jax.lax.map(one, self.probes), 0, 2)
-
-    def _by_gradients(self, a: Array, b: Array) -> Callable[[Array], Array]:
-        def one(probe: Array) -> Array:
-            first = self._gradients(probe, a)
-            second = first if b is a else self._gradients(probe, b)
-            return _contract("np,qp->nq", first, second)
-
-        return one
-
-    def _pushed(self, a: Array, b: Array) -> Callable[[Array], Array]:
-        _, push = jax.linearize(lambda p: self.apply(p, a), self.params)
-
-        def one(probe: Array) -> Array:
-            def column(single: Array) -> Array:
-                pushed = push(self._gradient(probe, single)).reshape(len(a), -1)
-                return jnp.matmul(pushed, probe, precision=_HIGHEST)
-
-            return jax.lax.map(column, b).T
-
-        return one
-
-    def _gradients(self, probe: Array, x: Array) -> list[Array]:
-        tree = jax.lax.map(lambda single: self._gradient(probe, single), x)
-        return [leaf.reshape(len(x), -1) for leaf in jax.tree.leaves(tree)]
-
-    def _gradient(self, probe: Array, single: Array) -> Any:
-        """Return J^T v of one input, a tree like the parameters."""
-        return jax.grad(lambda p: jnp.vdot(probe, _output(self.apply, p, single)))(
-            self.params
-        )
-
-
-def _output(apply: Apply, params: Any, one: Array) -> Array:
-    """Return what the network gives for one input, (d,)."""
+    Args:
+        apply: See `empirical_ntk`.
+        params: Parameters.
+        one: (*event), one input.
+    """
     return apply(params, one[None]).reshape(-1)
 
 
-def _contract(form: str, first: list[Array], second: list[Array]) -> Array:
+def contract(form: str, first: list[Array], second: list[Array]) -> Array:
+    """Return an einsum of two lists of arrays, summed over the list.
+
+    Args:
+        form: Of `jnp.einsum`, for one array of each list.
+        first: Derivatives for each array of parameters, the parameters flat and last.
+        second: Likewise.
+    """
     parts = zip(first, second, strict=True)
     return sum(
         (jnp.einsum(form, a, b, precision=_HIGHEST) for a, b in parts), jnp.zeros(())
     )
-
-
-@partial(jax.jit, static_argnames=("shape", "dtype"))
-def _draw_probes(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
-    """Return random signs, (probes, d); probe i depends on the key and on i alone."""
-
-    def draw(index: Array) -> Array:
-        probe_key = jax.random.fold_in(key, index)
-        return jax.random.rademacher(probe_key, shape[1:], dtype)
-
-    return jax.vmap(draw)(jnp.arange(shape[0]))

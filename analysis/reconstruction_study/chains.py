@@ -20,11 +20,8 @@ from analysis.reconstruction_study.measures import distance
 from analysis.reconstruction_study.problem import Study
 from analysis.section import Section
 from analysis.study_parts import Outcome, verdict
-from samplers.metropolis_hastings import (
-    EnergyDifference,
-    measure_acceptance,
-    mh_sample,
-)
+from samplers.chains import measure_acceptance
+from samplers.metropolis_hastings import EnergyDifference, mh_sample
 
 __all__ = ["ChainRun", "judge_chains", "measure_chains", "samples_part"]
 

@@ -27,6 +27,8 @@ from diffusion.denoiser import Denoiser
 __all__ = ["EnergyStudy", "energies_part", "judge_energies", "measure_energies"]
 
 STEPS = (1.0, 2.0, 5.0)
+PROPOSALS = (0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0)
+_EXACT = "exact energy"
 _SHOWN_RULES = ("left", "trapezoid", "gl3")
 _FINEST = "gl16"
 
@@ -40,6 +42,8 @@ class EnergyStudy(NamedTuple):
         floor: By score (S, n) what the finest rule gives.
         antisymmetry: By (score, rule) the largest |dE(x, x') + dE(x', x)| at 1 sigma.
         loops: By score the median |dE| around triangles of size sigma.
+        acceptance: By name (P,) share of proposals from noisy samples that would be
+            accepted, for each of `PROPOSALS` in units of sigma.
         reference: Name of the exact score.
     """
 
@@ -48,6 +52,7 @@ class EnergyStudy(NamedTuple):
     floor: dict[str, NDArray[np.float64]]
     antisymmetry: dict[tuple[str, str], float]
     loops: dict[str, float]
+    acceptance: dict[str, NDArray[np.float64]]
     reference: str
 
     def rms(self, difference: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -69,11 +74,10 @@ def measure_energies(study: Study) -> EnergyStudy:
     sigma, count = study.sigma, study.settings.pairs
     start = np.asarray(study.noisy[:count], np.float64)
     white = np.asarray(jax.random.normal(study.key("pairs"), start.shape), np.float64)
-    # All steps in one batch: one compiled program for each score and rule.
-    x = np.concatenate([start] * len(STEPS))
-    moved = np.concatenate([start + step * sigma * white for step in STEPS])
-    at, there = (study.reference.log_density(one, sigma) for one in (x, moved))
-    name, shape = study.reference.name, (len(STEPS), len(start))
+    x, moved, exact = _moves(study, start, white, STEPS)
+    name, shape = study.reference.name, exact.shape
+    proposed = _moves(study, start, white, PROPOSALS)
+    acceptance = {_EXACT: _acceptance(proposed.exact).mean(axis=1)}
     found, floor, antisymmetry, loops = {}, {}, {}, {}
     # In float64: energies have the size 1 / sigma^2.
     with jax.enable_x64(True):
@@ -86,11 +90,39 @@ def measure_energies(study: Study) -> EnergyStudy:
                 defect = antisymmetry_defect(score, x, moved, rule=rule)
                 antisymmetry[label, rule] = float(defect[: len(start)].max())
             floor[label] = found.pop((label, _FINEST))
+            for rule in (rule for rule in _SHOWN_RULES if rule in study.settings.rules):
+                values = energy_difference(score, *proposed[:2], rule=rule)
+                rows = np.asarray(values, np.float64).reshape(proposed.exact.shape)
+                acceptance[f"{label}, {rule}"] = _acceptance(rows).mean(axis=1)
             loop = loop_defect(study.key("pairs", 1), score, x, sigma, rule=_FINEST)
             loops[label] = float(np.median(np.asarray(loop)))
-    return EnergyStudy(
-        (at - there).reshape(shape), found, floor, antisymmetry, loops, name
-    )
+    return EnergyStudy(exact, found, floor, antisymmetry, loops, acceptance, name)
+
+
+class _Moves(NamedTuple):
+    """Moves of every length in one batch: one compiled program for each rule.
+
+    Attributes:
+        x: (S n, *event) starts, the n of the first length first.
+        moved: (S n, *event) ends.
+        exact: (S, n) exact differences of energy, nats.
+    """
+
+    x: NDArray[np.float64]
+    moved: NDArray[np.float64]
+    exact: NDArray[np.float64]
+
+
+def _moves(
+    study: Study,
+    start: NDArray[np.float64],
+    white: NDArray[np.float64],
+    steps: tuple[float, ...],
+) -> _Moves:
+    x = np.concatenate([start] * len(steps))
+    moved = np.concatenate([start + step * study.sigma * white for step in steps])
+    at, there = (study.reference.log_density(one, study.sigma) for one in (x, moved))
+    return _Moves(x, moved, (at - there).reshape(len(steps), len(start)))
 
 
 def _acceptance(difference: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -113,6 +145,12 @@ def energies_part(study: Study) -> Outcome:
         _plot(found),
         "Energy differences at 1 sigma against exact ones, by rule.",
     )
+    section.figure(
+        "acceptance_by_step",
+        _plot_acceptance(found),
+        "Share of proposals x + step n from noisy samples that would be accepted, "
+        "against the step.",
+    )
     rows = _rows(found)
     section.table(rows)
     section.table(
@@ -124,7 +162,18 @@ def energies_part(study: Study) -> Outcome:
     for sentence in judge_energies(found):
         section.paragraph(sentence)
     section.file("energies.csv", rows)
-    return Outcome(section, {"rows": rows, "loops": found.loops})
+    curves = [
+        {
+            "accepted by": name,
+            **{
+                f"{step:g} sigma": float(value)
+                for step, value in zip(PROPOSALS, values, strict=True)
+            },
+        }
+        for name, values in found.acceptance.items()
+    ]
+    section.file("acceptance_by_step.csv", curves)
+    return Outcome(section, {"rows": rows, "loops": found.loops, "acceptance": curves})
 
 
 def _rows(found: EnergyStudy) -> list[dict[str, Any]]:
@@ -206,4 +255,28 @@ def _plot(found: EnergyStudy) -> Figure:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("by quadrature (nats)")
     panels[0].legend(fontsize=8)
+    return figure
+
+
+def _plot_acceptance(found: EnergyStudy) -> Figure:
+    """Draw acceptance against the step: a colour for each score, a style for a rule."""
+    figure, (axes,) = open_panels(1, 8, 4.4)
+    colours = {name: COLOURS[i] for i, name in enumerate(found.floor)}
+    styles: dict[str, str] = dict(zip(_SHOWN_RULES, (":", "--", "-"), strict=True))
+    for name, values in found.acceptance.items():
+        label, _, rule = name.rpartition(", ")
+        axes.plot(
+            PROPOSALS,
+            values,
+            styles.get(rule, "-"),
+            color=colours.get(label, "k"),
+            lw=1.5 if label else 3,
+            alpha=1 if label else 0.4,
+            label=name,
+        )
+    axes.set(xscale="log", xlabel="step (sigma)", ylabel="accepted", ylim=(0, 1))
+    axes.set_xticks(PROPOSALS, [f"{step:g}" for step in PROPOSALS])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     return figure

@@ -189,8 +189,8 @@ def estimators_part(study: Study) -> Outcome:
     section.figure(
         "estimators",
         _plot(found),
-        "Share of the noise recognised on held-out samples (solid, left) and how much "
-        "more on training samples (right).",
+        "Share of the noise recognised on held-out and on training samples; bars of "
+        "error are two standard errors.",
     )
     if study.network is None and study.data.network is None and study.data.law is None:
         section.paragraph(
@@ -217,6 +217,38 @@ def _rows(found: EstimatorStudy) -> list[dict[str, Any]]:
 
 
 def _plot(found: EstimatorStudy) -> Figure:
+    return _plot_level(found) if len(found.sigmas) == 1 else _plot_levels(found)
+
+
+def _plot_level(found: EstimatorStudy) -> Figure:
+    """Draw bars, the best above, where there is but one noise level."""
+    figure, (axes,) = open_panels(1, 8, 4.4)
+    names = sorted(found.explained, key=lambda name: found.explained[name][0])
+    bars = np.arange(len(names))
+    for shift, values, error, label in (
+        (0.2, found.explained, found.standard_error, "held-out samples"),
+        (-0.2, found.training, None, "training samples"),
+    ):
+        axes.barh(
+            bars + shift,
+            [values[name][0] for name in names],
+            0.4,
+            xerr=None if error is None else [2 * error[name][0] for name in names],
+            color=COLOURS[0 if error is not None else 1],
+            label=label,
+        )
+    axes.set_yticks(bars, names)
+    axes.axvline(0, color="k", lw=0.8)
+    axes.set(
+        xlabel="share of the noise",
+        title=f"Noise recognised at sigma = {found.sigmas[0]:g}",
+    )
+    axes.grid(alpha=0.3, axis="x")
+    axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def _plot_levels(found: EstimatorStudy) -> Figure:
     figure, (left, right) = open_panels(2, 11, 4.4)
     for i, (name, explained) in enumerate(found.explained.items()):
         colour = COLOURS[i % len(COLOURS)]

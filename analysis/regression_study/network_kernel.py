@@ -23,11 +23,8 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-from analysis.kernels.empirical_ntk import (
-    Apply,
-    estimate_traced_ntk,
-    traced_empirical_ntk,
-)
+from analysis.kernels.empirical_ntk import Apply, traced_empirical_ntk
+from analysis.kernels.probed_ntk import estimate_traced_ntk
 from analysis.kernels.regression import Spectrum, decompose, fit, predict
 from analysis.kernels.stop_curves import gcv
 from configs.errors import InputError, require

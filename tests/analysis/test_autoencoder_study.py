@@ -160,6 +160,12 @@ def test_energies_of_the_exact_score_are_exact_and_the_left_end_is_not(bumps):
     assert found.antisymmetry["truth", "gl3"] < 1e-12
     assert found.antisymmetry["truth", "left"] > 0.1
     assert found.loops["truth"] < 1e-4
+    # Of a proposal of one sigma, as chains accept; a rule that is exact accepts alike.
+    moved = np.exp(-np.maximum(bump_law(x, 2.0)[0] - bump_law(x + white, 2.0)[0], 0))
+    exact = found.acceptance["exact energy"]
+    assert exact[2] == pytest.approx(moved.mean(), abs=1e-10)
+    assert np.abs(found.acceptance["truth, gl3"][:4] - exact[:4]).max() < 0.002
+    assert np.abs(found.acceptance["truth, left"][:4] - exact[:4]).max() > 0.05
     # The score on the way, not what the auto-encoder was trained on, is integrated.
     assert found.rms(found.floor["auto-encoder"])[0] > 0.1
 
@@ -271,6 +277,7 @@ def test_rules_and_chains_are_judged_by_what_was_measured(good):
         exact,
         {("truth", "gl3"): first, ("truth", "left"): second},
         {"truth": exact, "auto-encoder": exact + 0.2},
+        {},
         {},
         {},
         "truth",
@@ -414,7 +421,7 @@ def test_the_spiral_study_reproduces_the_prototype(tmp_path, monkeypatch, capsys
     assert jacobian["truth"]["tangent, median"] == pytest.approx(1, abs=0.02)
     assert abs(jacobian["truth"]["normal, median"]) < 0.01
     assert jacobian["auto-encoder"]["normal, median"] < 0.1
-    assert page.count("<img") == 11 and " met." in page
+    assert page.count("<img") == 12 and " met." in page
     run(words, monkeypatch)
     assert "done already" in capsys.readouterr().out
 

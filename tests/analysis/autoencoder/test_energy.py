@@ -22,7 +22,7 @@ from analysis.autoencoder.energy import (
     score_at,
 )
 from configs import InputError
-from samplers import measure_acceptance, mh_sample
+from samplers import mala_sample, measure_acceptance, mh_sample
 
 KEY = jax.random.key(0)
 SIGMA = 0.01
@@ -178,6 +178,39 @@ def test_integrated_energy_samples_the_star_as_the_exact_one_does():
             assert stats.kstest(values, star_marginal(coordinate)).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("walk", [mh_sample, mala_sample])
+@pytest.mark.parametrize(
+    ("rule", "of_a_move"),
+    [("trapezoid", 1), ("simpson", 2), ("lobatto4", 3), ("gl3", 3), ("left", 1)],
+)
+def test_the_score_at_a_state_is_evaluated_once(rule, of_a_move, walk):
+    calls = []
+
+    def counted(x):
+        jax.debug.callback(lambda: calls.append(1))
+        return ninja_star_score(x)
+
+    x0 = np.random.default_rng(4).choice([-1.1, 1.1], size=(50, 2))
+    integral = line_integral(counted, rule=rule)
+    counts = []
+    for moves in (5, 15):
+        calls.clear()
+        chain = walk(KEY, integral, x0, 0.7, moves)
+        jax.effects_barrier()
+        counts.append(len(calls))
+    # A drift along the score needs it at the end, whether or not the rule does.
+    extra = walk is mala_sample and not integral.uses_ends
+    assert counts[1] - counts[0] == 10 * (of_a_move + extra)
+
+    def forgetful(x, x_new):
+        return energy_difference(ninja_star_score, x, x_new, rule=rule)
+
+    options = {"score": ninja_star_score} if walk is mala_sample else {}
+    expected = walk(KEY, forgetful, x0, 0.7, 15, **options)
+    assert 0.05 < expected.accept.mean() < 0.95
+    np.testing.assert_allclose(chain.x, expected.x, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -199,6 +232,10 @@ def test_integrated_energy_samples_the_star_as_the_exact_one_does():
                 lambda x: x[:, 0], np.zeros((1, 2)), np.zeros((1, 2))
             ),
             r"the score of points \(1, 2\) has shape \(1,\)",
+        ),
+        (
+            lambda: mala_sample(KEY, exact_star, np.ones((1, 2)), 0.1, 1),
+            "mala_sample got no score",
         ),
         (lambda: score_at(lambda x, sigma: x, 0.0), "sigma contains 0.0"),
         (

@@ -13,6 +13,7 @@ from analysis.autoencoder.optima import (
     optimum_expansion,
     rcae_expansion,
     rcae_optimum_1d,
+    rcae_optimum_2d,
 )
 from configs.errors import InputError
 
@@ -95,6 +96,39 @@ def test_the_contractive_optimum_is_of_second_order_in_the_grid():
         errors.append(np.abs(r - grid / 1.25)[middle].max())
     orders = np.log2(np.array(errors[:-1]) / errors[1:])
     assert (np.abs(orders - 2) < 0.1).all(), orders
+
+
+def test_the_contractive_optimum_in_the_plane_is_that_of_a_gaussian():
+    precision = np.array([[2.0, 0.6], [0.6, 1.0]])
+    shrink = np.linalg.inv(np.eye(2) + 0.3**2 * precision)
+
+    def logp(points):
+        return -jnp.einsum("ni,ij,nj->n", points, precision, points) / 2
+
+    errors = []
+    for count in (31, 61, 121):
+        # Uneven in one direction, and not a square.
+        axes = np.linspace(-5, 5, count), 6 * np.sinh(np.linspace(-1, 1, count + 10))
+        r = rcae_optimum_2d(*axes, logp, 0.3)
+        x = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+        near = np.abs(x).max(axis=-1) < 1
+        errors.append(np.abs(r - x @ shrink)[near].max())
+    assert errors[-1] < 1e-3
+    assert (np.abs(-np.diff(np.log2(errors)) - 2) < 0.25).all(), errors
+
+
+def test_the_contractive_optimum_in_the_plane_of_a_product_is_that_of_its_factors():
+    axes = np.linspace(-3, 3, 91), np.linspace(-4, 4, 70)
+
+    def logp(points):
+        x, y = np.asarray(points).T
+        return np.log(density(x)) - y**2 / 2
+
+    r = rcae_optimum_2d(*axes, logp, 0.4)
+    first = rcae_optimum_1d(axes[0], mixture, 0.4)
+    second = rcae_optimum_1d(axes[1], lambda p: -(p[:, 0] ** 2) / 2, 0.4)
+    np.testing.assert_allclose(r[..., 0], np.tile(first[:, None], 70), atol=1e-10)
+    np.testing.assert_allclose(r[..., 1], np.tile(second, (91, 1)), atol=1e-10)
 
 
 @pytest.mark.slow
@@ -189,3 +223,5 @@ def test_no_mass_and_a_coarse_grid_get_one_line():
         dae_optimum_1d(GRID, box, 0.1)
     with pytest.raises(InputError, match="finer"):
         rcae_optimum_1d([-100.0, 0.0, 100.0], lambda p: -(p[:, 0] ** 2), 1.0)
+    with pytest.raises(InputError, match="finite on the grid"):
+        rcae_optimum_2d(GRID[::500], GRID[::500], lambda p: box(p[:, 1:]), 1.0)

@@ -1,4 +1,4 @@
-"""Tangent kernels of finite networks: three ways, their limit, and estimates."""
+"""Tangent kernels of finite networks: three ways, and their limit."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -12,7 +12,6 @@ from jax.flatten_util import ravel_pytree
 from analysis.kernels.empirical_ntk import (
     empirical_ntk,
     empirical_ntk_vector_product,
-    estimate_traced_ntk,
     traced_empirical_ntk,
 )
 from analysis.kernels.relu_ntk import relu_ntk
@@ -104,22 +103,6 @@ def test_kernel_that_is_not_symmetric_in_its_outputs(method):
     np.testing.assert_allclose(moved, slope, rtol=1e-6, atol=1e-6)
 
 
-def test_standard_error_of_two_probes_has_no_bias(problem):
-    params, a, b = problem
-    kernel = reference(params, a[:2], b[:2])
-    off_diagonal = kernel * (1 - np.eye(3))
-    expected = np.sum(off_diagonal**2)  # of the four variances, each over two probes
-    with jax.enable_x64(True):
-        errors = [
-            estimate_traced_ntk(
-                apply, params, a[:2], b[:2], jax.random.key(seed), num_probes=2
-            ).standard_error
-            for seed in range(100)
-        ]
-    found = np.mean([np.sum(np.asarray(error) ** 2) for error in errors])
-    assert found == pytest.approx(expected, rel=0.4)
-
-
 def test_wide_network_has_the_closed_form_kernel_times_the_identity():
     rng = np.random.default_rng(2)
     x = rng.normal(size=(12, 5))
@@ -159,41 +142,6 @@ def test_deep_wide_network_has_the_closed_form_kernel(layers):
     assert np.abs(found - limit).max() < 0.12 * limit.max()
 
 
-def test_standard_error_is_that_of_random_signs(problem):
-    """The variance of v.S v is twice the sum of squares off the diagonal of S."""
-    params, a, b = problem
-    kernel = reference(params, a, b)
-    symmetric = (kernel + kernel.transpose(0, 1, 3, 2)) / 2
-    off_diagonal = symmetric * (1 - np.eye(3))
-    variance = 2 * np.sum(off_diagonal**2, axis=(2, 3))
-    with jax.enable_x64(True):
-        found = estimate_traced_ntk(
-            apply, params, a, b, jax.random.key(0), num_probes=4000
-        )
-    error = np.sqrt(variance / 4000)
-    np.testing.assert_allclose(found.standard_error, error, rtol=0.1, atol=1e-12)
-    distance = np.abs(np.asarray(found.mean) - np.trace(kernel, axis1=2, axis2=3))
-    assert (distance <= 5 * error + 1e-12).all()
-
-
-def test_both_kinds_of_probes_agree_and_seeds_are_reproducible(problem):
-    params, a, _ = problem
-    with jax.enable_x64(True):
-        estimate: Any = estimate_traced_ntk
-        found = [
-            estimate(
-                apply, params, a, None, jax.random.key(seed), method=method, block=3
-            )
-            for seed, method in ((1, "gradients"), (1, "vjp_jvp"), (2, "gradients"))
-        ]
-        again = estimate_traced_ntk(apply, params, a, None, jax.random.key(1), block=3)
-    for one, other in zip(found[0], found[1], strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-12)
-    assert (again.mean == found[0].mean).all()
-    assert (again.mean != found[2].mean).any()
-    assert np.linalg.eigvalsh(again.mean)[0] > -1e-10
-
-
 def test_kernel_of_one_of_our_networks_at_a_noise_level():
     network = build_network(MLPConfig(width=16, num_layers=1), (2, 2, 1))
     params = jax.tree.map(
@@ -220,30 +168,8 @@ def test_kernel_of_one_of_our_networks_at_a_noise_level():
     np.testing.assert_allclose(moved, full[:, 1, :, 2], rtol=0, atol=1e-2 * scale)
 
 
-@pytest.mark.slow
-def test_trace_of_a_unet_is_estimated_within_its_standard_error(tiny_unet):
-    network = build_network(tiny_unet, (8, 8, 1))
-    params = jax.tree.map(
-        lambda leaf: leaf + 0.05 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape),
-        network.init(jax.random.key(0)),
-    )
-
-    def output(params, x):
-        return network.apply(params, x, jnp.zeros(len(x)))
-
-    x = jax.random.normal(jax.random.key(1), (3, 8, 8, 1))
-    exact = traced_empirical_ntk(output, params, x)
-    for method in ("gradients", "vjp_jvp"):
-        found = estimate_traced_ntk(
-            output, params, x, None, jax.random.key(2), num_probes=64, method=method
-        )
-        assert (np.abs(found.mean - exact) < 5 * found.standard_error).all()
-        assert (found.standard_error < 0.5 * np.abs(exact).max()).all()
-
-
 def test_bad_input_gets_one_line(problem):
     params, a, b = (jax.tree.map(jnp.float32, part) for part in problem)
-    key = jax.random.key(0)
     kernel: Any = empirical_ntk
 
     def doubled(params, z):
@@ -259,10 +185,6 @@ def test_bad_input_gets_one_line(problem):
         (
             lambda: kernel(apply, {"w": a}, a, b, method="relu_mask"),
             "params is a dict without them",
-        ),
-        (
-            lambda: estimate_traced_ntk(apply, params, a, b, key, num_probes=1),
-            "num_probes is 1",
         ),
     ):
         with pytest.raises(InputError, match=words) as caught:
