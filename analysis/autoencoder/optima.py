@@ -14,7 +14,7 @@ up to O(sigma^6); the gap is sigma^4 grad Laplacian log p / 2, nothing for a Gau
 Setting: arXiv 1211.4246; the terms of order sigma^4 are derived here.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -130,16 +130,11 @@ def rcae_optimum_2d(
     diagonal[:-1] += down[0]
     diagonal[1:] += down[1]
     size, stride = nodes.size, nodes.shape[1]
-    matrix = diags_array(
-        [
-            diagonal.ravel(),
-            -down[0].ravel(),
-            -down[1].ravel(),
-            *(-one.ravel()[: size - 1] for one in across),
-        ],
-        offsets=[0, stride, -stride, 1, -1],
-        format="csc",
-    )
+    of_neighbours = [one.ravel() for one in down]
+    of_neighbours += [one.ravel()[: size - 1] for one in across]
+    offsets: Any = [0, stride, -stride, 1, -1]
+    bands = [diagonal.ravel(), *(-one for one in of_neighbours)]
+    matrix = diags_array(bands, offsets=offsets, format="csc")
     identity = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     return splu(matrix).solve(identity.reshape(-1, 2)).reshape(identity.shape)
 

@@ -133,7 +133,7 @@ def _run(
 ) -> ChainRun:
     name, rule, step, start = what
     began = time.perf_counter()
-    kept = study.settings.moves // _THINNING
+    kept = study.moves // _THINNING
     chain = mh_sample(
         study.key("chains"),
         energy,
@@ -176,7 +176,7 @@ def samples_part(study: Study) -> Outcome:
         else f"uniform in a box {_FAR_BOX:g} times as large as the data"
     )
     section.paragraph(
-        f"{settings.chains} chains of {settings.moves} moves, the first half left out; "
+        f"{settings.chains} chains of {study.moves} moves, the first half left out; "
         "proposals x + step n. Distance: energy distance from fresh noisy samples, "
         f"0 on average for equal laws; two fresh sets have {found.floor:.4f}. Beyond: "
         f"share farther than {_FAR:g} sigma from the data; of fresh samples "

@@ -69,8 +69,17 @@ class Study:
         """Noise levels of the table of estimators, rising."""
         if self.settings.sigmas is not None:
             return self.settings.sigmas
-        images = len(self.data.event) == 3
-        return (0.1, 0.3, 1.0) if images else (self.sigma,)
+        return (0.1, 0.3, 1.0) if self._images else (self.sigma,)
+
+    @property
+    def moves(self) -> int:
+        """Moves of each chain."""
+        given = self.settings.moves
+        return (200 if self._images else 1000) if given is None else given
+
+    @property
+    def _images(self) -> bool:
+        return len(self.data.event) == 3
 
     @cached_property
     def clean(self) -> NDArray[np.float32]:

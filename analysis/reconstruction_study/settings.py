@@ -64,8 +64,8 @@ class StudySettings:
     """Moves whose energy differences are compared."""
     chains: int = 300
     """Chains of Metropolis-Hastings, side by side."""
-    moves: int = 1000
-    """Moves of each chain."""
+    moves: int | None = None
+    """Moves of each chain; None for 1,000, of images 200."""
     start: tuple[float, ...] | None = None
     """Point where the far chains start; None spreads them over a box."""
     mode_starts: int = 500
@@ -107,7 +107,8 @@ class StudySettings:
         }
         for name, least in counts.items():
             value = getattr(self, name)
-            require(value >= least, name, value, f"at least {least}")
+            fits = value is None or value >= least
+            require(fits, name, value, f"at least {least}")
         require(len(self.hidden) > 0, "hidden", self.hidden, "one or more widths")
         require(min(self.hidden) >= 1, "hidden", self.hidden, "widths of at least 1")
         if not self.rules:

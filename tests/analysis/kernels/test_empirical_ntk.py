@@ -21,10 +21,6 @@ from diffusion.networks import build_network
 from diffusion.neural import NeuralDenoiser
 from diffusion.preconditioning import EDMPreconditioning
 
-# Most of a minute of compilation.
-pytestmark = pytest.mark.slow
-
-
 METHODS = ("jacobian", "vp", "relu_mask")
 
 

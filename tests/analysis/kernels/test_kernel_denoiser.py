@@ -27,10 +27,6 @@ from configs.errors import InputError, InputWarning
 from diffusion.closed_form import MixtureDenoiser, fit_gaussian
 from samplers import Heun, integrate, log_linear
 
-# Most of a minute of compilation.
-pytestmark = pytest.mark.slow
-
-
 KEY = jax.random.key(4)
 S = 100.0
 

@@ -38,10 +38,6 @@ from analysis.kernels.score_network import (
 from configs.errors import InputError
 from diffusion.closed_form import MixtureDenoiser
 
-# Most of a minute of compilation.
-pytestmark = pytest.mark.slow
-
-
 KEY = jax.random.key(2)
 
 
