@@ -22,6 +22,7 @@ from analysis.regression_study.network_kernel import (
 )
 from analysis.regression_study.network_plots import plot_kernels, plot_predictions
 from analysis.section import Section
+from analysis.study_parts import Outcome
 from configs.errors import InputError
 from diffusion.data import Split, check_labels
 from diffusion.progress import Progress
@@ -29,7 +30,7 @@ from diffusion.training.loading import checkpoint_steps
 from samplers.model import load_model
 from samplers.statistics_run import read_training_images
 
-__all__ = ["Seeded", "kernel_rows", "known_sigmas", "network_section"]
+__all__ = ["Seeded", "kernel_rows", "known_sigmas", "network_part"]
 
 
 class Seeded(Protocol):
@@ -41,15 +42,15 @@ class Seeded(Protocol):
         ...
 
 
-def network_section(
+def network_part(
     workdir: str | Path,
     settings: Seeded,
     folder: Path,
     *,
     choice: KernelChoice | None = None,
     advance: Callable[[str], None] | None = None,
-) -> Section:
-    """Return the section on the tangent kernel of a run's network.
+) -> Outcome:
+    """Make the section on the tangent kernel of a run's network.
 
     Args:
         workdir: A run of `diffusion.training.train`; its averaged parameters are taken.
@@ -59,7 +60,7 @@ def network_section(
         advance: Told after each noise level; None shows a bar.
 
     Returns:
-        Text, a table, two figures and a CSV file.
+        Text, a table, two figures and a CSV file; the rows of the table.
 
     Raises:
         InputError: If there is no run, checkpoint or images, or the network knows none
@@ -85,7 +86,8 @@ def network_section(
             advance(f"sigma {sigma:g}")
     progress.close()
     held_out = len(split.held_out.images) >= 2
-    return _write(Path(workdir), found, images, choice, held_out, folder)
+    section = _write(Path(workdir), found, images, choice, held_out, folder)
+    return Outcome(section, {"rows": kernel_rows(found)})
 
 
 def known_sigmas(

@@ -24,7 +24,7 @@ from analysis.regression_study.settings import PARTS, StudySettings
 from analysis.regression_study.stopping import stopping_part, stopping_units
 from analysis.regression_study.wide_networks import coupling_part, coupling_units
 from analysis.report import Report
-from analysis.section import Section, kept_section
+from analysis.section import Section
 from analysis.study_parts import (
     Advance,
     MadePart,
@@ -77,6 +77,7 @@ _PARTS: dict[str, _Part] = {
 }
 # Where things are and which parts are wanted changes no part.
 _FREE_SETTINGS = ("output", "data", "data_dir")
+_NETWORK = "network"
 
 
 def write_study(name: str, settings: StudySettings) -> None:
@@ -100,16 +101,19 @@ def write_study(name: str, settings: StudySettings) -> None:
     page = folder / "study.html"
     with lock_workdir(folder):
         about = _about(study)
-        if is_complete(folder, about) and all(
-            _kept(study, part, folder) for part in chosen
+        network = settings.network
+        if (
+            is_complete(folder, about)
+            and all(_kept(study, part, folder) for part in chosen)
+            and (network is None or _kept_network(settings, folder))
         ):
             print(f"done already: {page}. To start afresh delete {folder}.", flush=True)
             return
         (folder / "record.json").unlink(missing_ok=True)
         made = _make_parts(study, chosen, folder)
+        if network is not None:
+            made[_NETWORK] = _network(settings, folder)
         sections = {name: one.section for name, one in made.items()}
-        if settings.network is not None:
-            sections["network"] = _network(settings, folder)
         _write_page(page, study, about, sections)
         write_record(folder, about, made)
     print(f"study: {page}", flush=True)
@@ -174,25 +178,35 @@ def _part_about(study: Study, name: str) -> dict[str, Any]:
     return {**_source(study.data), "part": name, **{k: values[k] for k in wanted}}
 
 
-def _network(settings: StudySettings, folder: Path) -> Section:
-    """Return the section on a trained network's own kernel."""
+def _network(settings: StudySettings, folder: Path) -> MadePart:
+    """Return the part on a trained network's own kernel, kept or made."""
     # Imported here: only this part needs networks.
-    from analysis.regression_study.network_ntk import network_section
+    from analysis.regression_study.network_ntk import network_part
 
+    network = settings.network
+    assert network is not None, "it was asked for"
+    kept = _kept_network(settings, folder)
+    if kept is not None:
+        return kept
+    about = _network_about(settings)
+    return make_part(
+        folder, _NETWORK, about, lambda: network_part(network, settings, folder)
+    )
+
+
+def _kept_network(settings: StudySettings, folder: Path) -> MadePart | None:
+    return kept_part(folder, _NETWORK, _network_about(settings))
+
+
+def _network_about(settings: StudySettings) -> dict[str, Any]:
     assert settings.network is not None, "it was asked for"
-    about = {
-        "part": "network",
+    return {
+        "part": _NETWORK,
         "network": settings.network,
         "steps": checkpoint_steps(settings.network),
         "seed": settings.seed,
         "versions": versions(),
     }
-    path = folder / "partial" / "section_network.json"
-    section = kept_section(path, folder, about)
-    if section is None:
-        section = network_section(settings.network, settings, folder)
-        section.keep(path, about)
-    return section
 
 
 def _source(data: StudyData) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from analysis.regression_study.network_kernel import (
     NoisedImages,
     network_kernel,
 )
-from analysis.regression_study.network_ntk import known_sigmas, network_section
+from analysis.regression_study.network_ntk import known_sigmas, network_part
 from configs import InputError
 from diffusion.closed_form import isotropic_gaussian
 from diffusion.neural import NeuralDenoiser
@@ -149,7 +149,7 @@ def test_alignment_and_shares_of_a_kernel_made_from_the_labels():
 def test_a_run_has_a_section_with_a_table_two_figures_and_a_file(tiny_run, tmp_path):
     told = []
     choice = KernelChoice(sigmas=(1.0, 0.2), num_images=12, num_held_out=8)
-    section = network_section(
+    section, measured = network_part(
         tiny_run, Settings(), tmp_path, choice=choice, advance=told.append
     )
     assert told == ["sigma 0.2", "sigma 1"]
@@ -164,7 +164,8 @@ def test_a_run_has_a_section_with_a_table_two_figures_and_a_file(tiny_run, tmp_p
         assert 1 <= float(row["effective rank"]) <= 12
         assert 0 < float(row["share of the first 4"]) <= 1
         assert float(row["explained"]) <= 1
-    again = network_section(
+    assert [row["sigma"] for row in measured["rows"]] == [0.2, 1.0]
+    again, _ = network_part(
         tiny_run, Settings(), tmp_path, choice=choice, advance=told.append
     )
     assert again.items == section.items
@@ -172,7 +173,7 @@ def test_a_run_has_a_section_with_a_table_two_figures_and_a_file(tiny_run, tmp_p
 
 def test_what_has_no_kernel_is_refused_in_one_line(tmp_path):
     with pytest.raises(InputError, match="no checkpoint"):
-        network_section(tmp_path, Settings(), tmp_path)
+        network_part(tmp_path, Settings(), tmp_path)
     assert known_sigmas((5.0, 0.2, 90.0), (0.1, 80.0)) == (0.2, 5.0)
     with pytest.raises(InputError, match="this network knows"):
         known_sigmas((0.01, 90.0), (0.1, 80.0))
