@@ -2,8 +2,10 @@
 
 Chains start at noisy samples or far away; after half of the moves their states are
 compared with fresh noisy samples by the energy distance, and by distance from the data.
+A step of 1 sigma is one of sigma sqrt(2 / D) in each direction: sigma in the plane.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -29,7 +31,6 @@ STEPS = (1.0, 3.0)
 _FAR_STEP = 3.0
 _THINNING = 20
 _FAR_BOX = 1.5  # times the largest value of the data
-_FAR = 4.0  # sigma, beyond which a state counts as off the data
 _TARGETS = 2000
 EXACT, LEFT = "exact energy", "left"
 
@@ -40,11 +41,11 @@ class ChainRun(NamedTuple):
     Attributes:
         energy: What moves were accepted by: ``exact energy``, or a score and a rule.
         rule: ``exact energy``, ``left``, or the study's rule.
-        step: Of a proposal, in units of sigma.
+        step: Of a proposal, in units of sigma sqrt(2 / D).
         start: ``data`` or ``far``.
         acceptance: Share of accepted moves.
         distance: Energy distance to fresh noisy samples, data units.
-        beyond: Share of states more than 4 sigma from the data.
+        beyond: Share of states that are off the data, see `off_the_data`.
         seconds: Taken, compilation included.
         states: (n, *event) states, data units.
         from_data: (n,) their distances from the data, in units of sigma.
@@ -69,13 +70,24 @@ class ChainStudy(NamedTuple):
         runs: The chains.
         target: (n, *event) fresh noisy samples.
         floor: Energy distance of another set from them.
-        beyond: Share of them more than 4 sigma from the data.
+        beyond: Share of them that are off the data.
     """
 
     runs: list[ChainRun]
     target: NDArray[np.float32]
     floor: float
     beyond: float
+
+
+def off_the_data(study: Study) -> float:
+    """Return the distance, in sigma, beyond which a state counts as off the data.
+
+    3 more than noise is long across a curve, sqrt(D - 1): 4 in the plane.
+
+    Args:
+        study: The study.
+    """
+    return 3 + math.sqrt(study.data.dimension - 1)
 
 
 def measure_chains(study: Study) -> ChainStudy:
@@ -86,7 +98,7 @@ def measure_chains(study: Study) -> ChainStudy:
     """
     target, other = (study.fresh(_TARGETS, seed) for seed in (11, 12))
     floor = energy_distance(*(one.reshape(len(one), -1) for one in (other, target)))
-    beyond = float(np.mean(distance(study, target) > _FAR))
+    beyond = float(np.mean(distance(study, target) > off_the_data(study)))
     starts = {"data": study.fresh(study.settings.chains, 13), "far": _far(study)}
     runs = []
     for name, rule, energy in _energies(study):
@@ -138,7 +150,7 @@ def _run(
         study.key("chains"),
         energy,
         x0,
-        step * study.sigma,
+        step * study.step_unit,
         kept,
         thinning=_THINNING,
         log_density=study.reference.log_density_at(study.sigma),
@@ -159,7 +171,7 @@ def _run(
         energy_distance(
             states.reshape(len(states), -1), target.reshape(len(target), -1)
         ),
-        float(np.mean(from_data > _FAR)),
+        float(np.mean(from_data > off_the_data(study))),
         seconds,
         states,
         from_data,
@@ -169,6 +181,7 @@ def _run(
 def samples_part(study: Study) -> Outcome:
     """Make the section on Metropolis-Hastings; see `PartMaker`."""
     found, settings = measure_chains(study), study.settings
+    limit = f"{off_the_data(study):.3g} sigma"
     section = Section("Samples by Metropolis-Hastings", study.folder)
     far = (
         f"at {settings.start}"
@@ -177,12 +190,13 @@ def samples_part(study: Study) -> Outcome:
     )
     section.paragraph(
         f"{settings.chains} chains of {study.moves} moves, the first half left out; "
-        "proposals x + step n. Distance: energy distance from fresh noisy samples, "
+        "proposals x + step n, where a step of 1 sigma is sigma sqrt(2 / D) in each "
+        "direction. Distance: energy distance from fresh noisy samples, "
         f"0 on average for equal laws; two fresh sets have {found.floor:.4f}. Beyond: "
-        f"share farther than {_FAR:g} sigma from the data; of fresh samples "
+        f"share farther than {limit} from the data; of fresh samples "
         f"{found.beyond:.4f}. Chains begin at noisy samples, or far: {far}."
     )
-    rows = [_row(run) for run in found.runs]
+    rows = [_row(run, limit) for run in found.runs]
     section.table(rows)
     section.figure(
         "acceptance_by_distance",
@@ -202,14 +216,14 @@ def samples_part(study: Study) -> Outcome:
     return Outcome(section, {"rows": rows, "floor": found.floor})
 
 
-def _row(run: ChainRun) -> dict[str, Any]:
+def _row(run: ChainRun, limit: str) -> dict[str, Any]:
     return {
         "accepted by": run.energy,
         "step / sigma": run.step,
         "start": run.start,
         "acceptance": run.acceptance,
         "distance": run.distance,
-        f"beyond {_FAR:g} sigma": run.beyond,
+        f"beyond {limit}": run.beyond,
         "seconds": run.seconds,
     }
 
@@ -230,8 +244,8 @@ def judge_chains(found: ChainStudy) -> list[str]:
             "wrongly: at least .05 more or fewer moves, or twice the distance to the "
             "target",
             f"acceptance {left.acceptance:.3f} against {exact.acceptance:.3f}, "
-            f"distance {left.distance:.4f} against {exact.distance:.4f}, beyond "
-            f"{_FAR:g} sigma {left.beyond:.3f} against {exact.beyond:.3f}",
+            f"distance {left.distance:.4f} against {exact.distance:.4f}, off the data "
+            f"{left.beyond:.3f} against {exact.beyond:.3f}",
             abs(left.acceptance - exact.acceptance) > 0.05
             or left.distance > 2 * max(exact.distance, found.floor),
         )

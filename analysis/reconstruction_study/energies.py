@@ -1,6 +1,7 @@
 """Part 5: energy differences by each rule against exact ones, and what they break.
 
-Moves are x -> x + step n from noisy samples x.  Exact differences are those of the
+Moves are x -> x + step n from noisy samples x, the step in units of sigma sqrt(2 / D),
+which is sigma in the plane.  Exact differences are those of the
 reference's log density; with the reference's own score what is off is the quadrature,
 with an auto-encoder's it is the score as well.
 """
@@ -13,7 +14,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from analysis.autoencoder.energy import (
-    antisymmetry_defect,
     energy_difference,
     loop_defect,
     score_at,
@@ -87,8 +87,9 @@ def measure_energies(study: Study) -> EnergyStudy:
             for rule in (*study.settings.rules, _FINEST):
                 values = energy_difference(score, x, moved, rule=rule)
                 found[label, rule] = np.asarray(values, np.float64).reshape(shape)
-                defect = antisymmetry_defect(score, x, moved, rule=rule)
-                antisymmetry[label, rule] = float(defect[: len(start)].max())
+                back = np.asarray(energy_difference(score, moved, x, rule=rule))
+                defect = np.abs(found[label, rule] + back.reshape(shape))
+                antisymmetry[label, rule] = float(defect[0].max())
             floor[label] = found.pop((label, _FINEST))
             for rule in (rule for rule in _SHOWN_RULES if rule in study.settings.rules):
                 values = energy_difference(score, *proposed[:2], rule=rule)
@@ -120,7 +121,7 @@ def _moves(
     steps: tuple[float, ...],
 ) -> _Moves:
     x = np.concatenate([start] * len(steps))
-    moved = np.concatenate([start + step * study.sigma * white for step in steps])
+    moved = np.concatenate([start + step * study.step_unit * white for step in steps])
     at, there = (study.reference.log_density(one, study.sigma) for one in (x, moved))
     return _Moves(x, moved, (at - there).reshape(len(steps), len(start)))
 
@@ -135,7 +136,8 @@ def energies_part(study: Study) -> Outcome:
     section = Section("Energy differences", study.folder)
     section.paragraph(
         "E(x') - E(x) = -int score . dx along the segment, from noisy samples x to "
-        "x' = x + step n. Errors are root mean squares in nats against the exact "
+        "x' = x + step n, where a step of 1 sigma is sigma sqrt(2 / D) in each "
+        "direction. Errors are root mean squares in nats against the exact "
         f"density of {found.reference}; floor: what an exact quadrature of the score "
         "gives; acceptance: mean error of min(1, exp(-dE)); antisymmetry: the largest "
         "|dE(x, x') + dE(x', x)| at 1 sigma."

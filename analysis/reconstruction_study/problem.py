@@ -4,6 +4,7 @@ Networks are trained in float32; references are float64.  Of equal settings and 
 everything is the same.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,6 +77,15 @@ class Study:
         """Moves of each chain."""
         given = self.settings.moves
         return (200 if self._images else 1000) if given is None else given
+
+    @property
+    def step_unit(self) -> float:
+        """Standard deviation of a step called 1 sigma, data units: sigma sqrt(2 / D).
+
+        Moves are then as long as with sigma in the plane.  With sigma itself a random
+        walk is hardly ever accepted where there are many dimensions.
+        """
+        return self.sigma * math.sqrt(2 / self.data.dimension)
 
     @property
     def _images(self) -> bool:
