@@ -32,6 +32,7 @@ __all__ = ["EstimatorStudy", "estimators_part", "measure_estimators"]
 
 _COMPONENTS, _RANK = 10, 32
 _BLOCK = 256
+_LOWEST, _MOST_MORE = -0.25, 0.5  # of the figure's axes
 NETWORK = "diffusion network"
 
 
@@ -190,7 +191,8 @@ def estimators_part(study: Study) -> Outcome:
         "estimators",
         _plot(found),
         "Share of the noise recognised on held-out and on training samples; bars of "
-        "error are two standard errors.",
+        f"error are two standard errors. Shares below {_LOWEST:g} and gains above "
+        f"{_MOST_MORE:g} are in the table alone.",
     )
     if study.network is None and study.data.network is None and study.data.law is None:
         section.paragraph(
@@ -266,6 +268,9 @@ def _plot_levels(found: EstimatorStudy) -> Figure:
         right.plot(found.sigmas, more, style, ms=4, color=colour, label=name)
     left.set(xscale="log", ylabel="share of the noise", title="Held-out samples")
     right.set(xscale="log", title="Training samples: how much more")
+    # An estimate that remembers its samples is far off at low noise: it leaves.
+    left.set_ylim(max(left.get_ylim()[0], _LOWEST), 1.02)
+    right.set_ylim(top=min(right.get_ylim()[1], _MOST_MORE))
     for axes in (left, right):
         axes.set_xlabel(SIGMA_LABEL)
         axes.grid(alpha=0.3)
