@@ -64,7 +64,9 @@ def estimate_traced_ntk(
     """Return tr Theta_ij estimated with random signs on the outputs.
 
     All pairs share the probes, so that the estimate is a matrix without negative
-    eigenvalues, and errors of entries go together.
+    eigenvalues, and errors of entries go together.  Of 100,000 parameters and more each
+    gradient is a call of one compiled program; of fewer, and within another compiled
+    function, the whole is one program.
 
     Args:
         apply: See `empirical_ntk`.
@@ -78,9 +80,6 @@ def estimate_traced_ntk(
             through all inputs of a block: n q passes instead of products of vectors.
         block: Inputs of either set at once.  Gradients are computed again for each
             block of the other set: the larger it is, the fewer.
-
-    Of 100,000 parameters and more each gradient is a call of one compiled program; of
-    fewer, and within another compiled function, the whole is one program.
 
     Returns:
         Estimates and standard errors, (n, q) each.

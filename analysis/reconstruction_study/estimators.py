@@ -246,7 +246,7 @@ def _plot_level(found: EstimatorStudy) -> Figure:
         title=f"Noise recognised at sigma = {found.sigmas[0]:g}",
     )
     axes.grid(alpha=0.3, axis="x")
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
     return figure
 
 
