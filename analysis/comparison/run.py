@@ -135,7 +135,7 @@ def open_compared_run(
     gaussian = load_gaussian(workdir / "gaussian.npz")
     split = read_training_images(workdir)
     model, step = _load(workdir, settings.step)
-    check_labels(split, model.num_classes)
+    check_labels(split, model.num_classes, or_none=True)
     lowest, highest = model.sigma_range
     sigmas = np.array(sorted({s for s in settings.sigmas if lowest <= s <= highest}))
     if not sigmas.size:

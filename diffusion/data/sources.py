@@ -6,12 +6,13 @@ A preset's training images and an archive on disk are both an `ImageSource`, and
 
 import hashlib
 import os
+import warnings
 from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
 
-from configs.errors import InputError, choice_error
+from configs.errors import InputError, InputWarning, choice_error
 from configs.presets import load_preset, preset_names
 from configs.schema import DataConfig
 from diffusion.data.archives import open_archive
@@ -162,13 +163,28 @@ def _unknown(data: DataConfig) -> InputError:
     )
 
 
-def check_labels(split: Split, num_classes: int) -> None:
+def check_labels(split: Split, num_classes: int, *, or_none: bool = False) -> None:
     """Refuse data whose labels a network of `num_classes` classes cannot take.
+
+    Args:
+        split: The data.
+        num_classes: Classes of the network, 0 for one that is told none.
+        or_none: Whether data in which no sample has a class pass, with a warning: a
+            trained network is then told no class.
 
     Raises:
         InputError: If classes are asked for and a label is missing or too large.
     """
     if num_classes == 0:
+        return
+    sets = (split.training, split.held_out)
+    if or_none and all(np.all(np.asarray(one.labels) < 0) for one in sets):
+        warnings.warn(
+            f"the network knows {num_classes} classes and the data none: it is told "
+            "no class; give data with labels for what it does with one",
+            InputWarning,
+            stacklevel=2,
+        )
         return
     for name, dataset in (("", split.training), ("held-out ", split.held_out)):
         if not len(dataset.labels):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from configs import InputError
+from configs.errors import InputWarning
 from configs.schema import DataConfig
 from diffusion.closed_form import fit_gaussian
 from diffusion.data import (
@@ -128,3 +129,15 @@ def test_labels_out_of_range_are_refused_held_out_ones_too(training, held_out, s
     else:
         with pytest.raises(InputError, match=f"must be 0 to 1; {says}"):
             check_labels(split, 2)
+
+
+def test_a_trained_network_may_be_told_no_class_where_the_data_have_none():
+    def split(*labels):
+        sets = (Dataset(np.zeros((len(v), 2)), np.array(v, np.int64)) for v in labels)
+        return Split(*sets, "made", 1.0)
+
+    with pytest.warns(InputWarning, match="it is told no class"):
+        check_labels(split([-1, -1], [-1]), 2, or_none=True)
+    for some in (split([-1, 0], [-1]), split([-1], [1]), split([0, 2], [])):
+        with pytest.raises(InputError, match="must be 0 to 1"):
+            check_labels(some, 2, or_none=True)
