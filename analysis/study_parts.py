@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from analysis.section import Section, kept_section
-from diffusion.atomic import write_json
+from diffusion.atomic import read_json, write_json
 
 __all__ = [
     "Advance",
@@ -98,7 +98,7 @@ def kept_part(folder: Path, name: str, about: Mapping[str, Any]) -> MadePart | N
         about: What it must have been made from.
     """
     path, beside = _paths(folder, name)
-    section, found = kept_section(path, folder, about), _read(beside)
+    section, found = kept_section(path, folder, about), read_json(beside)
     if section is None or found.get("about") != _plain(about):
         return None
     return MadePart(section, found["figures"], float(found["seconds"]))
@@ -106,7 +106,7 @@ def kept_part(folder: Path, name: str, about: Mapping[str, Any]) -> MadePart | N
 
 def is_complete(folder: Path, about: Mapping[str, Any]) -> bool:
     """Tell whether page and record of a study are there, made from what is given."""
-    found = _read(folder / "record.json").get("about")
+    found = read_json(folder / "record.json").get("about")
     return (folder / "study.html").is_file() and found == _plain(about)
 
 
@@ -141,14 +141,6 @@ def _paths(folder: Path, name: str) -> tuple[Path, Path]:
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values as they come back from JSON."""
     return json.loads(json.dumps(values))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _without_nan(value: Any) -> Any:

@@ -215,7 +215,7 @@ def _random_walk(
         length = walk.step * length.astype(walk.step.dtype).reshape(_column(x))
         moved = (state.x + length * _normal(white, x, length.dtype)).astype(x.dtype)
         new = _Slope(moved, None if reused is None else reused(moved))
-        difference = _difference(energy_difference, state, new)
+        difference = _difference(energy_difference, state, new, reused is not None)
         accepted = _accepts(uniform, -difference / walk.temperature.ravel())
         return _chosen(accepted, new, state), accepted
 
@@ -246,10 +246,7 @@ def _langevin_walk(
         # What rounding made of the move is what is to be balanced, not the noise.
         forward, backward = moved - drifted, state.x - (moved + pull * new.score)
         log_q = (_squared(forward) - _squared(backward)) / (2 * variance)
-        if shared:
-            difference = _difference(energy_difference, state, new)
-        else:
-            difference = energy_difference(state.x, moved)
+        difference = _difference(energy_difference, state, new, shared)
         log_ratio = log_q - difference / walk.temperature.ravel()
         accepted = _accepts(uniform, log_ratio)
         return _chosen(accepted, new, state), accepted
@@ -266,15 +263,13 @@ def _reused_score(
     return None
 
 
-def _difference(energy_difference: EnergyDifference, old: _Slope, new: _Slope) -> Array:
-    """Return E(new) - E(old), (B,), from the scores there if both are known."""
-    if (
-        not isinstance(energy_difference, ScoreIntegral)
-        or old.score is None
-        or new.score is None
-    ):
-        return energy_difference(old.x, new.x)
-    return energy_difference.between(old.x, new.x, old.score, new.score)
+def _difference(
+    energy_difference: Any, old: _Slope, new: _Slope, shared: bool
+) -> Array:
+    """Return E(new) - E(old), (B,); with `shared` from the scores there too."""
+    if shared:
+        return energy_difference.between(old.x, new.x, old.score, new.score)
+    return energy_difference(old.x, new.x)
 
 
 def _chosen(accepted: Array, new: _Slope, old: _Slope) -> _Slope:

@@ -23,7 +23,7 @@ from analysis.comparison.settings import ComparisonSettings
 from analysis.comparison.studies import study_sections
 from analysis.report import Report
 from analysis.section import Section, digest
-from diffusion.atomic import write_json
+from diffusion.atomic import read_json, write_json
 from diffusion.training.loading import checkpoint_steps
 from diffusion.training.locking import lock_workdir
 from diffusion.training.record import read_record
@@ -92,12 +92,8 @@ def _about(run: ComparedRun, settings: ComparisonSettings) -> dict[str, Any]:
 
 def _read(path: Path) -> Mapping[str, Any]:
     """Return what a JSON file says; nothing if it is missing or damaged."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    is_ours = isinstance(found, dict) and isinstance(found.get("files", {}), dict)
-    return found if is_ours else {}
+    found = read_json(path)
+    return found if isinstance(found.get("files", {}), dict) else {}
 
 
 def _section_files(folder: Path) -> dict[str, str]:

@@ -185,12 +185,11 @@ def _network(settings: StudySettings, folder: Path) -> MadePart:
 
     network = settings.network
     assert network is not None, "it was asked for"
-    kept = _kept_network(settings, folder)
-    if kept is not None:
-        return kept
-    about = _network_about(settings)
-    return make_part(
-        folder, _NETWORK, about, lambda: network_part(network, settings, folder)
+    return _kept_network(settings, folder) or make_part(
+        folder,
+        _NETWORK,
+        _network_about(settings),
+        lambda: network_part(network, settings, folder),
     )
 
 
